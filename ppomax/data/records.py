@@ -1,0 +1,99 @@
+"""The four kinds of record that every reader produces and every stage consumes.
+
+A message is a plain ``{"role": ..., "content": ...}`` dict, the form that chat templates take. Records are immutable and
+know where they came from (``origin`` is ``file:line``), so that any later complaint can name the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One turn. ``role`` is "system", "user", "assistant" or "tool"."""
+
+    role: str
+    content: str
+
+
+def split_key(messages: Sequence[Message], fallback: str = "") -> str:
+    """Normalised first user turn: records with the same key always fall on the same side of a split.
+
+    The first turn alone decides, since several records may continue one conversation.
+    """
+    text = next((m["content"] for m in messages if m["role"] == "user"), None)
+    if text is None:
+        text = messages[0]["content"] if messages else fallback
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def unit_hash(key: str, seed: int) -> float:
+    """Deterministic position of ``key`` in [0, 1), the same on every machine and Python version."""
+    digest = hashlib.blake2b(f"{seed}\x00{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A demonstration: messages that alternate user / assistant (an optional system turn first)."""
+
+    messages: tuple[Message, ...]
+    source: str = "memory"
+    origin: str = "memory"
+
+    @property
+    def key(self) -> str:
+        return split_key(self.messages)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two continuations of one prompt, the first preferred.
+
+    ``margin`` is an optional strength of preference >= 0 (section 4 of the reward-model loss).
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    source: str = "memory"
+    origin: str = "memory"
+    margin: float | None = None
+
+    @property
+    def key(self) -> str:
+        return split_key(self.prompt)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A dialogue so far, ending with the turn to be answered. ``metadata`` reaches reward functions."""
+
+    messages: tuple[Message, ...]
+    source: str = "memory"
+    origin: str = "memory"
+    metadata: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return split_key(self.messages)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text for language modelling: every token is trained on."""
+
+    text: str
+    source: str = "memory"
+    origin: str = "memory"
+
+    @property
+    def key(self) -> str:
+        return split_key((), fallback=self.text)
+
+
+Record = Dialogue | PreferencePair | Prompt | Text
