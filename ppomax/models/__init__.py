@@ -1,1 +1,1 @@
-"""models"""
+"""Language models, scalar models (reward model, critic) and log-probabilities."""

@@ -1,0 +1,157 @@
+"""Models and tokenizers in Hugging Face layout: read with clear complaints, written whole or not at all.
+
+All models run in evaluation mode throughout: dropout is off, in the trained ones too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ppomax.config import LoraConfig
+from ppomax.errors import UserError
+
+
+def _require_model(path: str) -> None:
+    """A local path must be a model directory; anything else must look like a hub name."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
+            raise UserError(f"{path}: not a model directory (no config.json in it){hint}")
+    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(f"{path}: no such model directory (expected a folder with config.json, or a hub name owner/name)")
+
+
+def _load(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
+    _require_model(path)
+    try:
+        return loader.from_pretrained(str(Path(path).expanduser()) if Path(path).expanduser().exists() else path, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = str(error).strip().splitlines()
+        raise UserError(f"{path}: cannot load the {what}: {first[0] if first else type(error).__name__}") from error
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """Tokenizer with an end-of-sequence token (required) and a pad token (eos where it has none)."""
+    tokenizer = _load("tokenizer", path, AutoTokenizer, trust_remote_code=trust_remote_code)
+    return check_tokenizer(tokenizer, path)
+
+
+def check_tokenizer(tokenizer: Any, where: str = "tokenizer") -> Any:
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{where}: the tokenizer has no eos token: responses could never end; set eos_token and save it again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _settle(model: Any, device: torch.device | str) -> Any:
+    model.to(device)
+    model.eval()
+    model.config.use_cache = False
+    return model
+
+
+def load_causal_lm(path: str, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> Any:
+    """Causal language model in float32, evaluation mode."""
+    model = _load("language model", path, AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True,
+                  trust_remote_code=trust_remote_code)  # fmt: skip
+    return _settle(model, device)
+
+
+def load_scalar_model(
+    path: str, device: torch.device | str = "cpu", trust_remote_code: bool = False, *, fresh_unit: bool = False
+) -> Any:
+    """Reward model or critic: sequence classification with one label, float32, evaluation mode.
+
+    ``fresh_unit`` takes the backbone of a causal language model; otherwise the model must already be a reward model.
+    """
+    _require_model(path)
+    config = _load("config", path, AutoConfig, trust_remote_code=trust_remote_code)
+    kind = (config.architectures or ["?"])[0]
+    if not fresh_unit:
+        if "SequenceClassification" not in kind:
+            raise UserError(f"{path}: a {kind} is not a reward model (expected sequence classification with one label)")
+        if config.num_labels != 1:
+            raise UserError(f"{path}: the reward model has {config.num_labels} labels, expected 1")
+    config.num_labels = 1
+    model = _load("reward model", path, AutoModelForSequenceClassification, config=config, dtype=torch.float32,
+                  use_safetensors=True, trust_remote_code=trust_remote_code)  # fmt: skip
+    if not isinstance(getattr(model, "score", None), nn.Module):
+        raise UserError(f"{path}: {type(model).__name__} has no `score` layer on a causal backbone, which is needed here")
+    return _settle(model, device)
+
+
+def add_lora(model: Any, config: LoraConfig, task: str) -> Any:
+    """Wrap ``model`` in trainable adapters; ``task`` is CAUSAL_LM or SEQ_CLS (whose unit is trained in full)."""
+    try:
+        import peft
+    except ImportError:
+        raise UserError("lora: needs the package peft; install ppomax[lora]") from None
+    wrapped = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            task_type=task,
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=0.0,
+            target_modules=config.target_modules,
+            exclude_modules=["score"] if task == "SEQ_CLS" else None,
+            modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        ),
+    )
+    return wrapped.eval()
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters that training changes, by name: all of them, or the adapters and the unit."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    own = trainable_state(model)
+    if own.keys() != state.keys():
+        raise UserError("the checkpoint belongs to another model or another lora setting: its parameters differ")
+    with torch.no_grad():
+        for name, p in own.items():
+            p.copy_(state[name])
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    return model.requires_grad_(False).eval()
+
+
+def save_final(model: Any, tokenizer: Any, folder: Path, *, stage: str, card: str, **config_extras: Any) -> None:
+    """Write ``folder`` in Hugging Face layout with a model card: complete, or not there at all.
+
+    Adapters are merged into the saved weights, and kept by themselves in ``folder/adapter``.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if hasattr(model, "merge_adapter"):
+        model.save_pretrained(part / "adapter")
+        import copy
+
+        model = copy.deepcopy(model).merge_and_unload()
+    old_cache = model.config.use_cache
+    model.config.ppomax_stage = stage
+    for key, value in config_extras.items():
+        setattr(model.config, key, value)
+    model.config.use_cache = True
+    if getattr(model, "generation_config", None) is not None and cast(Any, model).can_generate():
+        model.generation_config.use_cache = True
+    model.save_pretrained(part)
+    model.config.use_cache = old_cache
+    tokenizer.save_pretrained(part)
+    (part / "README.md").write_text(card, encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)

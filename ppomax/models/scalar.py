@@ -1,0 +1,65 @@
+"""Reward model and critic: a language-model backbone with one linear unit (section 3.1).
+
+Both are transformers sequence-classification models with one label. A reward model reads the unit at the last token;
+a critic reads it at every token. A calibration offset lives in ``config.reward_offset`` and is subtracted here: the
+stock loader ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppomax.data.batches import pad_sequences, token_budget
+from ppomax.models.logprobs import hidden_states, inner_model
+
+
+def unit_outputs(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Float32 output of the linear unit for hidden states (..., D): shape (...,).
+
+    Computed outside autocast: a bf16 scalar has 3 digits, and rewards are compared with each other.
+    """
+    head = inner_model(model).score
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight = next(head.parameters())
+        return head(hidden.to(weight.dtype)).float().squeeze(-1)
+
+
+def values_at(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Critic: value of every state (B, S), float32; column t is V after tokens 0..t."""
+    return unit_outputs(model, hidden_states(model, ids, attention_mask))
+
+
+def rewards_at_end(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Reward model: uncalibrated reward (B,), float32, at the last token that the *mask* keeps."""
+    hidden = hidden_states(model, ids, attention_mask)
+    last = attention_mask.sum(dim=1) - 1
+    return unit_outputs(model, hidden[torch.arange(ids.shape[0], device=ids.device), last])
+
+
+def reward_offset(model: nn.Module) -> float:
+    return float(getattr(inner_model(model).config, "reward_offset", 0.0) or 0.0)
+
+
+@torch.no_grad()
+def score_sequences(
+    model: nn.Module, sequences: Sequence[Sequence[int]], *, pad_id: int, micro_batch_tokens: int = 8192
+) -> Tensor:
+    """Calibrated rewards (N,) on the CPU of whole token sequences, in their order; does not depend on the batching."""
+    device = next(model.parameters()).device
+    scores = torch.empty(len(sequences))
+    for rows in token_budget([len(s) for s in sequences], micro_batch_tokens):
+        ids, mask = pad_sequences([sequences[i] for i in rows], pad_id)
+        scores[rows] = rewards_at_end(model, ids.to(device), mask.to(device)).cpu()
+    return scores - reward_offset(model)
+
+
+def reset_unit(model: Any, seed: int) -> None:
+    """Give the linear unit fresh small weights (std 1 / sqrt(D + 1)) from its own generator."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = inner_model(model).score.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) / (weight.shape[-1] + 1) ** 0.5)

@@ -1,0 +1,66 @@
+"""AdamW, learning-rate courses and the global gradient norm clip (detail 12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ppomax.config import OptimConfig
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay acts on matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def learning_rate(config: OptimConfig, update: int, total: int) -> float:
+    """Learning rate of update number ``update`` (from 0) among ``total``.
+
+    Warm-up rises linearly over the first ``warmup`` share; then constant, linear or cosine to ``min_lr_ratio`` of the
+    peak, or sqrt(warm-up / update) (inverse_sqrt, released code).
+    """
+    warmup = round(config.warmup * total)
+    if update < warmup:
+        return config.lr * (update + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "inverse_sqrt":
+        return config.lr * math.sqrt(max(warmup, 1) / max(update + 1, 1))
+    done = min((update - warmup) / max(total - 1 - warmup, 1), 1.0)
+    fall = done if config.schedule == "linear" else (1.0 - math.cos(math.pi * done)) / 2
+    return config.lr * (1.0 - (1.0 - config.min_lr_ratio) * fall)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm over all gradients, a scalar; 0 where there are none."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+
+
+def clip_gradients(*models: nn.Module, max_norm: float, joint: bool = False) -> list[float]:
+    """Clip each model's gradients to ``max_norm``, or all of them by one common norm; 0 leaves them alone.
+
+    Returns each model's own norm before clipping. As in PyTorch, the factor is max_norm / (norm + 1e-6), at most 1.
+    """
+    groups = [[p for p in m.parameters() if p.grad is not None] for m in models]
+    norms = [gradient_norm(g) for g in groups]
+    if max_norm > 0:
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        for group, norm in zip(groups, norms, strict=True):
+            if group:
+                torch.nn.utils.clip_grads_with_norm_(group, max_norm, total if joint else norm)
+    return [n.item() for n in norms]

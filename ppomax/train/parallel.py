@@ -1,0 +1,94 @@
+"""Data-parallel ranks through torch.distributed: everything is written for N ranks, and N = 1 needs no launcher.
+
+Samples are exchanged, not statistics: each rank draws and scores its share, all ranks then hold the same experience and
+compute rewards, moments, advantages and whitening alike. Only forward and backward passes are divided, and gradients
+are *summed*, since losses are already divided by the token count of the whole step over all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part: every ``size``-th item from ``rank`` on. `collect` undoes it."""
+        return list(items[self.rank :: self.size])
+
+    def collect(self, mine: Sequence[T]) -> list[T]:
+        """All ranks' parts, in the order of the sequence that `share` divided. Every rank gets the same list."""
+        if self.size == 1:
+            return list(mine)
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, list(mine))
+        merged: list[T] = []
+        for position in range(max(len(p) for p in parts)):
+            merged.extend(part[position] for part in parts if position < len(part))
+        return merged
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over ranks, same shape."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over ranks; a rank without samples contributes zeros."""
+        if self.size == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        for p in trained:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        dist.all_reduce(flat)
+        offset = 0
+        for p in trained:
+            assert p.grad is not None
+            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+            offset += p.numel()
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is cuda where there is one."""
+    if name == "auto":
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(name)
+
+
+def join(device: str = "auto") -> Ranks:
+    """Join the group that torchrun describes in the environment; without it, be the only rank."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        return Ranks(device=chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size(), chosen)

@@ -1,0 +1,125 @@
+"""The run directory: what a stage leaves behind, and how a killed run finds its place again.
+
+    RUN/config.yaml  metrics.jsonl  samples.jsonl  checkpoints/step-000100/  final/
+
+Lines are appended whole and flushed. On resume, lines written after the checkpoint are cut off, so that a resumed run's
+files equal an uninterrupted run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppomax.config import RunConfig
+from ppomax.errors import UserError
+from ppomax.options import differences, dump_yaml, load_yaml
+from ppomax.train.checkpoint import latest_checkpoint, load_part, save_checkpoint, step_of, write_atomic
+from ppomax.train.parallel import Ranks
+
+MAY_CHANGE = {"output_dir", "device", "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens"}
+"""fields that a resumed run may set anew"""
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN or infinity: they are written as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+class RunDirectory:
+    """One stage's run directory. Only the main rank writes."""
+
+    def __init__(self, path: Path, ranks: Ranks) -> None:
+        self.path = path
+        self.ranks = ranks
+
+    @classmethod
+    def open(cls, config: RunConfig, ranks: Ranks, *, resume: bool = False) -> RunDirectory:
+        """Start a run, or go on with one. An existing run without ``resume`` is refused and left untouched."""
+        path = Path(config.output_dir).expanduser()
+        saved = path / "config.yaml"
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output_dir: {path} is a file")
+        if saved.exists():
+            if not resume:
+                raise UserError(f"output_dir: {path} already holds a run; add --resume to go on with it, or name another directory")
+            old = load_yaml(type(config), saved)
+            changed = [name for name in differences(old, config) if name not in MAY_CHANGE]
+            if changed:
+                raise UserError(f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run")
+        elif path.exists() and any(path.iterdir()):
+            raise UserError(f"output_dir: {path} is not empty and holds no run; name another directory")
+        ranks.barrier()  # all ranks have looked before the first one writes
+        if ranks.is_main:
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomic(saved, dump_yaml(config))
+        return cls(path, ranks)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    def latest(self) -> Path | None:
+        return latest_checkpoint(self.checkpoints)
+
+    def restore(self, parts: list[str], key: str) -> tuple[int, dict[str, Any]]:
+        """Newest checkpoint as (step, states), or (0, {}); cuts lines whose ``key`` lies at or after the step."""
+        checkpoint = self.latest()
+        step = step_of(checkpoint) if checkpoint else 0
+        states = {name: load_part(checkpoint, name) for name in parts} if checkpoint else {}
+        if self.ranks.is_main:
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                self._cut(self.path / name, key, step)
+        self.ranks.barrier()
+        return step, states
+
+    @staticmethod
+    def _cut(file: Path, key: str, step: int) -> None:
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            try:
+                if line and json.loads(line).get(key, -1) < step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:  # the half line of a kill
+                continue
+        write_atomic(file, "".join(kept))
+
+    def checkpoint(self, step: int, parts: Mapping[str, Any], keep: int) -> None:
+        if self.ranks.is_main:
+            save_checkpoint(self.checkpoints, step, parts, keep)
+        self.ranks.barrier()
+
+    def log(self, record: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
+        """Append one line."""
+        if self.ranks.is_main:
+            with (self.path / file).open("a", encoding="utf-8") as f:
+                f.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
+
+    def write(self, file: str, text: str) -> None:
+        if self.ranks.is_main:
+            write_atomic(self.path / file, text)
+
+
+@contextlib.contextmanager
+def precision(device: torch.device, name: str) -> Iterator[None]:
+    """Autocast to bf16 where asked; weights stay float32."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
+        yield
