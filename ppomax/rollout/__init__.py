@@ -1,1 +1,1 @@
-"""rollout"""
+"""Drawing responses and scoring them."""
