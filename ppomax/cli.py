@@ -1,7 +1,7 @@
 """``ppomax VERB ...``: find the verb, run it, turn mistakes into one clear line.
 
-Nothing heavy is imported before a verb needs it, so that ``--help`` answers at once. Exit codes: 0, 2 for a mistake that
-the user can mend, 130 after Ctrl-C.
+Nothing heavy is imported before a verb needs it, so that ``--help`` answers at once. Exit codes: 0, 2 for a mistake
+that the user can mend, 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """YAML that remembers where each value came from and how it was written.
 
-Scalars follow the YAML 1.2 core schema: ``no``, ``off`` and dates are text, ``1e-5`` is a number (PyYAML's YAML 1.1 reads
-them as False, False, a date and a string). Duplicate keys are errors.
+Scalars follow the YAML 1.2 core schema: ``no``, ``off`` and dates are text, ``1e-5`` is a number (PyYAML's YAML 1.1
+reads them as False, False, a date and a string). Duplicate keys are errors.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def _strings(value: Any) -> Iterator[str]:
 def texts_of(paths: list[str]) -> Iterator[str]:
     """Every text in the records of these files."""
     for path in paths:
-        with (gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else Path(path).open()) as file:
+        with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else Path(path).open() as file:
             for line in file:
                 yield from _strings(json.loads(line))
 
@@ -39,7 +39,7 @@ def main(verb: str, words: list[str]) -> int:
     )
     parser.add_argument("out", metavar="OUT", help="folder to make; refused when it exists and is not empty")
     parser.add_argument("--size", default="6m", help="1m, 6m, 25m, 100m, 300m, 1b or 7b (default 6m)")
-    parser.add_argument("--tokenizer-from", nargs="+", required=True, metavar="DATA", help="files, folders or hub names")
+    parser.add_argument("--tokenizer-from", nargs="+", required=True, metavar="DATA", help="files, folders, hub names")
     parser.add_argument("--vocab-size", type=int, metavar="N", help="entries of the tokenizer (default by size)")
     parser.add_argument("--seed", type=int, default=0, help="draws the weights (default 0)")
     options = parser.parse_args(words)
@@ -47,7 +47,11 @@ def main(verb: str, words: list[str]) -> int:
     from ppomax.models.fresh import new_model
 
     made = new_model(
-        options.out, texts_of(options.tokenizer_from), size=options.size, vocab_size=options.vocab_size, seed=options.seed
+        options.out,
+        texts_of(options.tokenizer_from),
+        size=options.size,
+        vocab_size=options.vocab_size,
+        seed=options.seed,
     )
     print(f"{options.out}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}")
     return 0

@@ -5,8 +5,8 @@ lossless for any Unicode text, splits numbers into digits, and has distinct pad,
 
     <|bos|><|system|>...<|user|>...<|assistant|>...<|end|><|user|>...<|assistant|>
 
-A role marker is one token; ``<|end|>`` is the end-of-sequence token and the last token of every assistant turn, inside the
-``{% generation %}`` marks, so that a policy learns to stop. All other turns end where the next marker begins.
+A role marker is one token; ``<|end|>`` is the end-of-sequence token and the last token of every assistant turn, inside
+the ``{% generation %}`` marks, so that a policy learns to stop. All other turns end where the next marker begins.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def size_named(name: str) -> Size:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with at most ``vocab_size`` entries (fewer when the texts hold no more pairs), the same for the same texts."""
+    """Byte-level BPE with at most ``vocab_size`` entries: fewer when the texts hold no more pairs. Deterministic."""
     specials = [PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(specials) + len(alphabet):
@@ -147,7 +147,7 @@ def new_model(
     folder = Path(out)
     shape = size_named(size)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not empty: choose another place for the new model, or remove it")
+        raise UserError(f"{folder} already exists and is not empty: choose another place for the new model")
     tokenizer = train_tokenizer(texts, vocab_size or shape.vocab_size)
     model = fresh_model(
         size,
@@ -159,5 +159,5 @@ def new_model(
     )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder)
     return {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}

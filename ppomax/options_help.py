@@ -1,0 +1,152 @@
+"""``ppomax sft|reward|ppo --help``: every field with type, default and docstring, by section."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import types
+import typing
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ppomax.config import Section
+from ppomax.layers import element_of, preset_names, section_of
+
+EXAMPLES = {
+    "sft": (
+        "ppomax sft --model base --data dialogues.jsonl --output-dir runs/sft",
+        "ppomax sft sft.yaml --optim.lr 3e-4 --epochs 3",
+        "ppomax sft --model base --data '[{path: a.jsonl, weight: 2}, b.parquet]' --output-dir runs/sft --lora.rank 8",
+    ),
+    "reward": (
+        "ppomax reward --model runs/sft/final --data pairs.jsonl --output-dir runs/reward",
+        "ppomax reward reward.yaml --lm-coef 0 --max-pairs 64",
+    ),
+    "ppo": (
+        "ppomax ppo --model runs/sft/final --reward runs/reward/final --prompts prompts.jsonl --output-dir runs/ppo",
+        "ppomax ppo ppo.yaml --preset vanilla --kl.coef 0.05",
+        "ppomax ppo runs/ppo/config.yaml --resume",
+    ),
+}
+
+
+def type_name(annotation: Any) -> str:
+    """A field's type in the words of a YAML author."""
+    if annotation is type(None):
+        return "null"
+    if annotation is Any:
+        return "any"
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(parts[0])
+    if origin is typing.Literal:
+        return " | ".join(str(part) for part in parts)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(type_name(part) for part in parts)
+    if origin in (list, tuple):
+        inner = [type_name(part) for part in parts]
+        return f"list of {inner[0]}s".replace("texts", "text") if origin is list else f"[{', '.join(inner)}]"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "section"
+    return {str: "text", int: "integer", float: "number", bool: "true | false"}.get(annotation, str(annotation))
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_default(v) for v in value) + "]"
+    return str(value)
+
+
+def _rows(cls: type[Section], default: Section | None, prefix: str) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, field in cls.model_fields.items():
+        if section_of(field.annotation) is not None and not _optional(field.annotation):
+            continue
+        if default is not None:
+            shown = _default(getattr(default, name))
+        elif field.is_required():
+            shown = "required"
+        else:
+            shown = _default(field.get_default(call_default_factory=True))
+        about = field.description or ""
+        if _optional(field.annotation) and section_of(field.annotation) is not None:
+            about += f" (see --{prefix}{name}.*)"
+        rows.append((f"--{prefix}{name}", type_name(field.annotation), shown, about))
+    return rows
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def _heading(cls: type[Section], name: str, about: str | None) -> str:
+    doc = (cls.__doc__ or "").strip().split("\n")[0]
+    repeats = about is None or doc.casefold().startswith(about.casefold())
+    return f"{name}: {doc}" if repeats else f"{name}: {about}. {doc}"
+
+
+def sections(cls: type[Section]) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
+    """(heading, rows of (option, type, default, docstring)): a stage's own fields, its sections, its list elements."""
+    out = [("options", _rows(cls, None, ""))]
+    elements: dict[type[Section], list[str]] = {}
+    for name, field in cls.model_fields.items():
+        below = section_of(field.annotation)
+        if below is not None:
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            out.append((_heading(below, name, field.description), _rows(below, default, f"{name}.")))
+            for inner, inner_field in below.model_fields.items():
+                element = element_of(inner_field.annotation)
+                if element is not None:
+                    elements.setdefault(element, []).append(f"{name}.{inner}")
+        element = element_of(field.annotation)
+        if element is not None:
+            elements.setdefault(element, []).append(name)
+    for element, users in elements.items():
+        doc = (element.__doc__ or "").strip().split("\n")[0]
+        heading = f"elements of {', '.join(users)}: {doc}"
+        out.append((heading, _rows(element, None, f"{users[0]}.0.")))
+    return out
+
+
+def help_text(cls: type[Section], verb: str = "", *, width: int | None = None, colour: bool = False) -> str:
+    """The whole help page as text; ``width`` defaults to the terminal's."""
+    width = width or max(80, shutil.get_terminal_size((110, 24)).columns)
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, force_terminal=colour, highlight=False)
+    console.print(Text(f"usage: ppomax {verb} [CONFIG.yaml] [--field value ...] [--resume] [--print-config]"))
+    console.print(Text((cls.__doc__ or "").strip()))
+    console.print(
+        Text(
+            "\nDefaults < preset < YAML file < command line. "
+            "Values are YAML: numbers, true, null, '[a, b]', '{path: a}'.\n"
+            "--resume goes on with a run that was stopped; --print-config shows the resolved YAML and stops."
+        )
+    )
+    if "preset" in cls.model_fields:
+        console.print(Text(f"Presets: {', '.join(preset_names())} (`ppomax details` compares them)."))
+    for heading, rows in sections(cls):
+        console.print()
+        console.print(Text(heading, style="bold"))
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, overflow="fold")
+        table.add_column(max_width=24)
+        table.add_column(max_width=18, overflow="fold")
+        table.add_column(ratio=1)
+        for option, kind, default, about in rows:
+            table.add_row(Text("  " + option), Text(kind, style="cyan"), Text(default, style="green"), Text(about))
+        console.print(table)
+    if verb in EXAMPLES:
+        console.print(Text("\nexamples:", style="bold"))
+        for line in EXAMPLES[verb]:
+            console.print(Text("  " + line), soft_wrap=True)
+    return re.sub(r"[ \t]+\n", "\n", buffer.getvalue()).rstrip("\n")
