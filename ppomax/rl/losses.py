@@ -15,7 +15,12 @@ def importance_ratio(logprobs: Tensor, denominator: Tensor) -> Tensor:
 
 
 def surrogate_loss(
-    ratio: Tensor, advantages: Tensor, *, clip_low: float | None, clip_high: float | None, dual_clip: float | None = None
+    ratio: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float | None,
+    clip_high: float | None,
+    dual_clip: float | None = None,
 ) -> Tensor:
     """PPO-clip (eq. 15, detail 11): -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), any shape.
 
@@ -37,7 +42,9 @@ def penalty_loss(ratio: Tensor, log_ratio: Tensor, advantages: Tensor, *, penalt
 
     The KL is estimated on tokens of pi_old by ratio - 1 - log ratio (k3), whose mean and gradient are unbiased.
     ``log_ratio`` and the KL's ratio are against pi_old, whatever denominator ``ratio`` has.
+    Above MAX_LOG_RATIO it is constant, as the ratio is.
     """
+    log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
     return -ratio * advantages + penalty_coef * (torch.expm1(log_ratio) - log_ratio)
 
 

@@ -43,11 +43,16 @@ class RunningMoments:
     """sum of squared deviations from the mean"""
 
     def update(self, values: Tensor) -> None:
-        """Take in a batch of any shape. Call it before the same batch is normalised (released code)."""
-        x = values.detach().double().flatten()
+        """Take in a batch of any shape. Call it before the same batch is normalised (released code).
+
+        One NaN or infinity would spoil every later reward, so it is a ValueError and the moments stay as they were.
+        """
+        x = values.detach().cpu().double().flatten()  # to the CPU first: not every device has float64
         n = x.numel()
         if n == 0:
             return
+        if not bool(x.isfinite().all()):
+            raise ValueError("running moments were given a NaN or an infinity")
         batch_mean = x.mean().item()
         batch_m2 = (x - batch_mean).square().sum().item()
         delta = batch_mean - self.mean
@@ -59,9 +64,11 @@ class RunningMoments:
     @property
     def std(self) -> float:
         """Unbiased standard deviation; 1 while fewer than two values, or only equal ones, have been seen."""
-        if self.count < 2 or self.m2 <= 0.0:
+        if self.count < 2:
             return 1.0
-        return math.sqrt(self.m2 / (self.count - 1))
+        std = math.sqrt(self.m2 / (self.count - 1))
+        # the mean of equal values is off by rounding: three times 0.1 would give a std of 1e-17, not 0
+        return std if std > 1e-12 * abs(self.mean) else 1.0
 
     def state_dict(self) -> dict[str, float]:
         return {"count": self.count, "mean": self.mean, "m2": self.m2}

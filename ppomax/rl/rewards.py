@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ppomax.rl.losses import MAX_LOG_RATIO
 from ppomax.rl.moments import RunningMoments
 
 
@@ -38,7 +39,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2"
     """Per-token estimate of KL(policy || reference) from tokens drawn from the policy; any shape.
 
     k1 = log pi - log ref: unbiased, can be negative. k2 = k1^2 / 2: biased, never negative.
-    k3 = exp(-k1) - 1 + k1: unbiased and never negative.
+    k3 = exp(-k1) - 1 + k1: unbiased and never negative; exp stays below exp(20), so that one token cannot make it inf.
     """
     k1 = logprobs - ref_logprobs
     if kind == "k1":
@@ -46,7 +47,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2"
     if kind == "k2":
         return k1.square() / 2
     if kind == "k3":
-        return torch.expm1(-k1) + k1
+        return torch.expm1((-k1).clamp(max=MAX_LOG_RATIO)) + k1.clamp(min=-MAX_LOG_RATIO)
     raise ValueError(f"unknown KL estimator {kind!r}")
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,9 +37,13 @@ def _split(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     """Structure of ``value`` as JSON, its tensors moved to ``tensors``."""
     if isinstance(value, Tensor):
         # clone: two names for one storage (tied weights) must not alias in a safetensors file
+        while path in tensors:  # keys "a/b" and "a" > "b", or 1 and "1", would meet here
+            path += "'"
         tensors[path] = value.detach().cpu().clone().contiguous()
         return {"tensor": path}
     if isinstance(value, Mapping):
+        if bad := [k for k in value if not isinstance(k, str | int)]:
+            raise TypeError(f"cannot save a {type(bad[0]).__name__} as a key at {path}")
         return {"map": [[k, _split(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         items = [_split(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
@@ -68,9 +74,14 @@ def save_part(directory: Path, name: str, state: Any) -> None:
 
 
 def load_part(directory: Path, name: str) -> Any:
-    """Read what `save_part` wrote; tensors on the CPU."""
-    structure = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    return _join(structure, load_file(directory / f"{name}.safetensors"))
+    """Read what `save_part` wrote; tensors on the CPU. A missing or damaged file is a `UserError`."""
+    try:
+        structure = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+        return _join(structure, load_file(directory / f"{name}.safetensors"))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{directory}: part {name!r} is missing or damaged ({error}); remove this checkpoint to use an older one"
+        ) from None
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -101,28 +112,41 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _remove(checkpoint: Path) -> None:
+    """Hide, then delete: a kill in between leaves no half checkpoint under a checkpoint's name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    checkpoint.replace(hidden)
+    shutil.rmtree(hidden)
+
+
 def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
-    """Write ``folder/step-XXXXXX`` atomically, then remove all but the newest ``keep``."""
+    """Write ``folder/step-XXXXXX`` atomically, then remove all but the newest ``keep`` (at least 1)."""
     target = folder / f"step-{step:06d}"
     temporary = folder / f".step-{step:06d}.part"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob(".step-*"):  # of a killed run
+        shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     for name, state in parts.items():
         save_part(temporary, name, state)
     for file in temporary.iterdir():
         _sync(file)
+    _sync(temporary)
     if target.exists():
-        shutil.rmtree(target)
+        _remove(target)
     temporary.replace(target)
     _sync(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != target:
+            _remove(old)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    # by number: as words, step-1000000 would come before step-999999
+    return sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name) and p.is_dir()), key=step_of)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

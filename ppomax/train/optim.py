@@ -57,10 +57,10 @@ def clip_gradients(*models: nn.Module, max_norm: float, joint: bool = False) -> 
     Returns each model's own norm before clipping. As in PyTorch, the factor is max_norm / (norm + 1e-6), at most 1.
     """
     groups = [[p for p in m.parameters() if p.grad is not None] for m in models]
-    norms = [gradient_norm(g) for g in groups]
+    # as numbers: a model without gradients has its norm on the CPU, wherever the other one lives
+    norms = [gradient_norm(g).item() for g in groups]
     if max_norm > 0:
-        total = torch.linalg.vector_norm(torch.stack(norms))
         for group, norm in zip(groups, norms, strict=True):
-            if group:
-                torch.nn.utils.clip_grads_with_norm_(group, max_norm, total if joint else norm)
-    return [n.item() for n in norms]
+            common = math.hypot(*norms) if joint else norm
+            torch.nn.utils.clip_grads_with_norm_(group, max_norm, torch.tensor(common))
+    return norms
