@@ -1,0 +1,413 @@
+"""Files, folders and hub names to records: mixtures, splits by hash, and a report of everything that was left out."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from ppomax.config import DataSource
+from ppomax.data.layouts import READERS, Dropped, Place, Row, recognise
+from ppomax.data.records import Dialogue, Message, PreferencePair, Prompt, Record, Text, unit_hash
+from ppomax.errors import UserError
+
+Kind = Literal["dialogue", "pair", "prompt", "text"]
+EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
+_LOOKED_AT = 16  # rows of a file from which its layout is recognised
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)%\s*:\s*(\d+(?:\.\d+)?)%\s*")
+
+
+@dataclass
+class SourceReport:
+    """What became of one source: rows in and records out, and why the others stayed behind."""
+
+    path: str
+    layout: str = ""
+    read: int = 0
+    """rows in the files"""
+    outside: int = 0
+    """rows outside `split` or beyond `limit`"""
+    kept: int = 0
+    """records that are used, each counted once"""
+    used: int = 0
+    """records after `weight`"""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """reason -> rows"""
+    notes: dict[str, int] = field(default_factory=dict)
+    """repairs in records that were kept -> times"""
+    examples: dict[str, str] = field(default_factory=dict)
+    """reason or repair -> first place (file:line)"""
+
+    def drop(self, reason: str, origin: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self.examples.setdefault(reason, origin)
+
+    def note(self, what: str, origin: str) -> None:
+        self.notes[what] = self.notes.get(what, 0) + 1
+        self.examples.setdefault(what, origin)
+
+    def line(self) -> str:
+        text = f"{self.path}: layout {self.layout}, {self.read} read, {self.kept} kept"
+        if self.used != self.kept:
+            text += f", {self.used} by weight"
+        if self.outside:
+            text += f", {self.outside} outside split or limit"
+        for label, counts in (("dropped", self.dropped), ("noted", self.notes)):
+            if counts:
+                each = (f"{n} {reason} (first: {self.examples[reason]})" for reason, n in counts.items())
+                text += f"; {label}: " + ", ".join(each)
+        return text
+
+
+@dataclass
+class LoadReport:
+    """One ``SourceReport`` a source of the mixture, in order."""
+
+    sources: list[SourceReport] = field(default_factory=list)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Reason -> rows, over all sources."""
+        total: dict[str, int] = {}
+        for source in self.sources:
+            for reason, n in source.dropped.items():
+                total[reason] = total.get(reason, 0) + n
+        return total
+
+    def lines(self) -> list[str]:
+        """For people: one line a source."""
+        return [source.line() for source in self.sources]
+
+
+def load_mixture(sources: Sequence[DataSource], kind: Kind, *, split_seed: int = 0) -> tuple[list[Record], LoadReport]:
+    """Records of ``kind`` from a mixture of sources, and the report of what was left out.
+
+    "dialogue" gives Dialogue and Text (pairs give prompt + chosen), "pair" PreferencePair, "prompt" Prompt without
+    repetition (pairs and dialogues give theirs), "text" Text. ``weight`` repeats a source's records as often as its
+    whole part says, and its fraction adds a fixed subset chosen by hash of the key. Raises UserError for whatever
+    cannot be read, has the wrong kind, or leaves nothing.
+    """
+    report = LoadReport()
+    records: list[Record] = []
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for source in sources:
+        entry = SourceReport(source.path)
+        report.sources.append(entry)
+        kept = _load_source(source, kind, split_seed, entry, seen)
+        entry.kept = len(kept)
+        whole, part = divmod(source.weight, 1)
+        mixed = kept * int(whole)
+        if part:
+            mixed += [r for r in kept if unit_hash(f"weight\x00{r.key}", split_seed) < part]
+        entry.used = len(mixed)
+        if not mixed:
+            raise UserError(f"no records left from {entry.line()}")
+        records += mixed
+    if not records:
+        raise UserError(f"no data: the list of sources for {kind} records is empty")
+    return records, report
+
+
+def holdout(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(train, held out): a ``fraction`` of the keys is held out, by hash, and no key is on both sides.
+
+    The hash is salted apart from the one of ``lo%:hi%`` splits, so that the two choices are independent.
+    """
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        sides[unit_hash(f"holdout\x00{record.key}", seed) < fraction].append(record)
+    return sides
+
+
+# -------------------------------------------------------------------------------------------- one source
+
+
+def _load_source(
+    source: DataSource, kind: Kind, split_seed: int, report: SourceReport, seen: set[tuple[tuple[str, str], ...]]
+) -> list[Record]:
+    share, named = _parse_split(source.split)
+    kept: list[Record] = []
+    layouts: list[str] = []
+    splits: set[str] = set()
+    for name, stem, rows in _open_source(source.path, named):
+        first = list(islice(rows, _LOOKED_AT))
+        if not first:
+            continue
+        layout = source.layout if source.layout != "auto" else recognise([row for _, row in first], name)
+        if layout not in layouts:
+            layouts.append(layout)
+            report.layout = " and ".join(layouts)
+        # A file that is the split by its name needs no `split` field in its records.
+        by_field = named is not None and not _names_split(name, named) and not source_is_hub(source.path)
+        for origin, row in _chain(first, rows):
+            report.read += 1
+            if by_field:
+                splits.add(str(row.get("split")))
+                if row.get("split") != named:
+                    report.outside += 1
+                    continue
+            place = Place(origin, _source_name(row, stem), layout)
+            try:
+                record = _convert(READERS[layout](row, place), kind, layout, name)
+            except Dropped as reason:
+                report.drop(str(reason), origin)
+                continue
+            if share is not None and not share[0] <= unit_hash(record.key, split_seed) < share[1]:
+                report.outside += 1
+                continue
+            if isinstance(record, Prompt):
+                identity = tuple((m["role"], m["content"]) for m in record.messages)
+                if identity in seen:
+                    report.drop("repeated prompt", origin)
+                    continue
+            if source.limit is not None and len(kept) >= source.limit:
+                report.outside += 1
+                continue
+            if isinstance(record, Prompt):
+                seen.add(identity)
+            for note in place.notes:
+                report.note(note, origin)
+            kept.append(record)
+    if not report.read:
+        raise UserError(f"{source.path} holds no records")
+    if not kept and splits:
+        raise UserError(f"{source.path} has no split {named!r}; `split` in its records is {', '.join(sorted(splits))}")
+    return kept
+
+
+def _convert(record: Record, kind: Kind, layout: str, name: str) -> Record:
+    """What a record gives to a stage that needs ``kind``."""
+    if kind == "prompt":
+        if isinstance(record, PreferencePair):
+            return Prompt(record.prompt, record.source, record.origin)
+        if isinstance(record, Dialogue):
+            return Prompt(_before_last_answer(record.messages), record.source, record.origin)
+        if isinstance(record, Prompt):
+            return record
+    elif kind == "dialogue":
+        if isinstance(record, PreferencePair):
+            return Dialogue((*record.prompt, *record.chosen), record.source, record.origin)
+        if isinstance(record, Dialogue | Text):
+            return record
+        if layout in ("messages", "sharegpt"):
+            raise Dropped("no assistant turn")
+    elif isinstance(record, PreferencePair if kind == "pair" else Text):
+        return record
+    needed = {
+        "prompt": "prompts, pairs or dialogues",
+        "dialogue": "dialogues, pairs or plain text",
+        "pair": "preference pairs (chosen and rejected)",
+        "text": "plain text (a `text` field)",
+    }[kind]
+    raise UserError(f"{name}: layout `{layout}` found, but {needed} are needed here")
+
+
+def _before_last_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    return messages[:last]
+
+
+def _parse_split(split: str | None) -> tuple[tuple[float, float] | None, str | None]:
+    """(share of the hash range, name): at most one of them."""
+    if split is None:
+        return None, None
+    match = _SHARE.fullmatch(split)
+    if match:
+        low, high = float(match[1]) / 100, float(match[2]) / 100
+        if low < high <= 1:
+            return (low, high), None
+    if match or "%" in split or ":" in split or not split.strip():
+        raise UserError(f"split {split!r}: give a name such as train, or a share such as 0%:50%")
+    return None, split.strip()
+
+
+def _source_name(row: Row, stem: str) -> str:
+    own = row.get("source")
+    return own if isinstance(own, str) and own else stem
+
+
+def _chain(first: list[tuple[str, Row]], rest: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    yield from first
+    yield from rest
+
+
+# ------------------------------------------------------------------------------- files, folders, the hub
+
+
+def expand_path(path: str) -> str:
+    """``~`` and $VARIABLES expanded; $PPOMAX_DATA is ../shared/data where it is not set."""
+    if "PPOMAX_DATA" not in os.environ:
+        path = re.sub(r"\$(?:PPOMAX_DATA\b|\{PPOMAX_DATA\})", "../shared/data", path)
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (Path would lose a hub name's form)
+    left = re.search(r"\$\{?(\w+)", expanded)
+    if left:
+        raise UserError(f"path {path}: the environment variable {left[1]} is not set")
+    return expanded
+
+
+def source_is_hub(path: str) -> bool:
+    """True for a name like owner/name that does not exist here."""
+    expanded = expand_path(path)
+    return not Path(expanded).exists() and _HUB_NAME.fullmatch(expanded) is not None and _extension(expanded) is None
+
+
+def _open_source(path: str, named: str | None) -> Iterator[tuple[str, str, Iterator[tuple[str, Row]]]]:
+    """(name, stem, rows) of every file of a source."""
+    if source_is_hub(path):
+        yield expand_path(path), expand_path(path).split("/")[-1], _read_hub(expand_path(path), named)
+        return
+    root = Path(expand_path(path))
+    if root.is_dir():
+        files = sorted(p for p in root.rglob("*") if p.is_file() and _extension(p.name) and not p.name.startswith("."))
+        if not files:
+            raise UserError(f"{root} holds no files to read ({', '.join(EXTENSIONS)}, gzip or not)")
+        if named is not None:
+            inside = [p for p in files if _names_split(str(p.relative_to(root)), named)]
+            files = inside or files
+    elif root.is_file():
+        files = [root]
+    else:
+        raise UserError(f"{root} does not exist: give a file, a folder or a hub name (owner/name)")
+    for file in files:
+        yield str(file), _stem(file.name), _read_file(file)
+
+
+def _names_split(name: str, split: str) -> bool:
+    """train.jsonl, train-00000-of-00002.parquet and train/part.csv are all of the split `train`."""
+    parts = Path(name).parts
+    return split in parts[:-1] or re.fullmatch(rf"{re.escape(split)}(?:[-_.]\d.*)?", _stem(parts[-1])) is not None
+
+
+def _extension(name: str) -> str | None:
+    lower = name.lower().removesuffix(".gz")
+    return next((e for e in EXTENSIONS if lower.endswith(e)), None)
+
+
+def _stem(name: str) -> str:
+    cut = name[:-3] if name.lower().endswith(".gz") else name
+    return cut[: -len(_extension(cut) or "")] or cut
+
+
+def _read_hub(name: str, named: str | None) -> Iterator[tuple[str, Row]]:
+    import datasets  # slow to import, and needed here alone
+
+    try:
+        data = datasets.load_dataset(name)
+    except Exception as error:  # the hub client raises dozens of kinds
+        raise UserError(f"{name} is no file or folder here, and the hub did not give it: {error}") from error
+    split = named or "train"
+    if split not in data:
+        raise UserError(f"{name} has no split {split!r} on the hub; it has {', '.join(data)}")
+    for i, row in enumerate(data[split], 1):
+        yield f"{name}/{split}:{i}", row
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
+    extension = _extension(path.name)
+    if extension is None:
+        raise UserError(f"{path}: cannot read this kind of file; known are {', '.join(EXTENSIONS)}, gzip or not")
+    reader = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}[extension]
+    try:
+        with _open(path) as stream:
+            yield from reader(stream, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    """Binary stream, decompressed where the file begins like gzip, whatever its name."""
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _row(value: Any, origin: str) -> tuple[str, Row]:
+    if not isinstance(value, dict):
+        raise UserError(f"{origin}: a record must be an object with named fields, not {type(value).__name__}")
+    return origin, value
+
+
+def _read_jsonl(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(stream, 1):  # bytes: lines end at \n alone, never at U+2028 or a lone \r
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if text.strip():
+                value = json.loads(text)
+            else:
+                continue
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: malformed JSON: {error.msg} (column {error.colno})") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
+        yield _row(value, f"{path}:{number}")
+
+
+def _read_json(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
+    raw = stream.read()
+    text = raw.decode("utf-8-sig")
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # many .json files hold JSON lines
+            yield from _read_jsonl(io.BytesIO(raw), path)
+            return
+        raise UserError(f"{path}:{error.lineno}: malformed JSON: {error.msg} (column {error.colno})") from error
+    if isinstance(value, dict):
+        value = value["data"] if isinstance(value.get("data"), list) else [value]
+    if not isinstance(value, list):
+        raise UserError(f"{path}: expected a list of records, or an object with one under `data`")
+    for i, item in enumerate(value, 1):
+        yield _row(item, f"{path}:record {i}")
+
+
+def _read_parquet(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        table = pq.ParquetFile(pa.BufferReader(stream.read()))
+        number = 0
+        for batch in table.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:record {number}", row
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _read_csv(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses long documents
+    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+    number = 1
+    try:
+        for cells in reader:
+            start, number = number + 1, reader.line_num
+            if None in cells or None in cells.values():
+                raise UserError(f"{path}:{start}: the number of fields differs from the header's")
+            yield f"{path}:{start}", {name: _cell(value) for name, value in cells.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: malformed CSV: {error}") from error
+
+
+def _cell(text: str) -> Any:
+    """A cell that holds messages as JSON becomes messages; an empty cell becomes an absent field."""
+    if text.lstrip().startswith(("[{", '{"')):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text if text else None
