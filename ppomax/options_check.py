@@ -2,18 +2,162 @@
 
 from __future__ import annotations
 
-from ppomax.config import PPOConfig
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ppomax.config import OptimConfig, PPOConfig, RewardConfig, RunConfig, Section, SFTConfig, TextDataConfig
 from ppomax.errors import UserError
+from ppomax.layers import defaults, merge, preset_layer
+
+Inert = tuple[str, str]
+"""(dotted name of an option, why it does nothing)"""
 
 
-def refuse_contradictions(config: PPOConfig) -> None:
+def refuse_contradictions(config: Section) -> None:
     """Raise a UserError where two options cannot both be meant."""
+    if isinstance(config, RewardConfig) and config.min_pairs > config.max_pairs:
+        raise UserError(
+            f"min_pairs {config.min_pairs} is above max_pairs {config.max_pairs}: lower one or raise the other"
+        )
+    if isinstance(config, PPOConfig):
+        _refuse_in_ppo(config)
+
+
+def _refuse_in_ppo(config: PPOConfig) -> None:
     if config.reward_shaping.scale and config.reward_shaping.normalise:
         raise UserError(
             "reward_shaping.scale and reward_shaping.normalise are both on: choose scaling (detail 4) or "
             "normalisation (detail 5) and switch the other off"
         )
+    if config.ptx.coef > 0 and not config.ptx.data:
+        raise UserError(f"ptx.coef is {config.ptx.coef:g} but there is no ptx.data: give some, or set --ptx.coef 0")
+    if config.logprobs == "scaled" and config.sampling.temperature == 0:
+        raise UserError(
+            "logprobs: scaled divides by sampling.temperature, which is 0: choose raw, or a temperature above 0"
+        )
+    if config.kl.controller == "adaptive" and config.kl.coef == 0:
+        raise UserError("kl.controller: adaptive multiplies kl.coef, and 0 stays 0: start from a coefficient above 0")
+    each = config.sampling.samples_per_prompt
+    if config.rollout_batch % each:
+        raise UserError(f"rollout_batch {config.rollout_batch} is no multiple of sampling.samples_per_prompt {each}")
+    for i, source in enumerate(config.reward):
+        given = [name for name in ("model", "function", "url") if getattr(source, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise UserError(f"reward.{i}: exactly one of model, function, url is needed, found {found}")
+    if config.reward and config.critic.init == "reward" and not any(source.model for source in config.reward):
+        raise UserError(
+            "critic.init is `reward`, but no reward source is a model: choose `policy` or a model directory"
+        )
 
 
-def warnings_for(config: PPOConfig) -> list[str]:
+def warnings_for(config: RunConfig) -> list[str]:
+    """One sentence for each option that was set away from its default (or preset) and cannot act in the chosen mode."""
+    baseline = defaults(type(config))
+    if isinstance(config, PPOConfig):
+        baseline = merge(PPOConfig, baseline, preset_layer(config.preset))
+    given = config.model_dump()
+    inert = dict(_inert_everywhere(config))  # a second reason for the same option adds nothing
+    out = [f"{name} does nothing: {why}" for name, why in inert.items() if _look(given, name) != _look(baseline, name)]
+    if isinstance(config, PPOConfig):
+        out += [f"{name} does nothing: {why}" for name, why in _inert_reward_options(config)]
+        out += _notes_on_batches(config)
+    return out
+
+
+def _look(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        value = values.get(part) if isinstance(values, dict) else None
+        values = value
+    return (
+        [dict(v) for v in values] if isinstance(values, list) and values and isinstance(values[0], Section) else values
+    )
+
+
+def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
+    if config.checkpoint.every == 0:
+        yield "checkpoint.keep", "checkpoint.every is 0, so there is one checkpoint at the end"
+    for name in type(config).model_fields:
+        section = getattr(config, name)
+        if isinstance(section, OptimConfig) and section.schedule in ("constant", "inverse_sqrt"):
+            yield (
+                f"{name}.min_lr_ratio",
+                f"{name}.schedule is {section.schedule}; only cosine and linear end at a share",
+            )
+    if isinstance(config, TextDataConfig):
+        yield from _inert_in_evaluation(config)
+    if isinstance(config, PPOConfig):
+        yield from _inert_in_ppo(config)
+
+
+def _inert_in_evaluation(config: TextDataConfig) -> Iterator[Inert]:
+    if isinstance(config, SFTConfig | RewardConfig):
+        if config.eval_data:
+            yield "eval_fraction", "eval_data is given"
+        elif config.eval_fraction == 0:
+            yield "eval_every", "there is no held-out data (eval_data is empty and eval_fraction is 0)"
+
+
+def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
+    kl, surrogate, sampling = config.kl, config.surrogate, config.sampling
+    if kl.controller == "fixed":
+        yield "kl.target", "kl.controller is fixed"
+        yield "kl.horizon", "kl.controller is fixed"
+    if kl.coef == 0:
+        yield "kl.estimator", "kl.coef is 0 (all three estimates are logged anyway)"
+    if not config.advantage.normalise:
+        yield "advantage.std", "advantage.normalise is off"
+    if surrogate.kind != "clip":
+        for name in ("clip_range", "clip_range_high", "dual_clip"):
+            yield f"surrogate.{name}", f"surrogate.kind is {surrogate.kind}"
+    if surrogate.kind != "penalty":
+        yield "surrogate.penalty_coef", f"surrogate.kind is {surrogate.kind}"
+    if config.gae.gamma == 0:
+        yield "gae.lam", "gae.gamma is 0"
+    if config.entropy.coef == 0:
+        yield "entropy.target", "entropy.coef is 0"
+    if config.critic.pretrain_iterations == 0:
+        yield "critic.pretrain_plateau", "critic.pretrain_iterations is 0"
+    if config.grad_clip.norm == 0:
+        yield "grad_clip.joint", "grad_clip.norm is 0 (off)"
+    if config.ptx.coef == 0:
+        for name in ("data", "batch_ratio", "max_length"):
+            yield f"ptx.{name}", "ptx.coef is 0"
+    if sampling.repetition_penalty == 1:
+        yield "sampling.repetition_scope", "sampling.repetition_penalty is 1 (off)"
+    if sampling.temperature == 1:
+        yield "logprobs", "sampling.temperature is 1, so scaled and raw logits are the same"
+    if sampling.temperature == 0:
+        for name in ("top_p", "top_k", "samples_per_prompt"):
+            yield f"sampling.{name}", "sampling.temperature is 0 (greedy)"
+    if not config.watch.prompts and config.watch.eval_prompts == 0:
+        yield "watch.every", "there are no held-out prompts (watch.prompts is empty and watch.eval_prompts is 0)"
+
+
+def _inert_reward_options(config: PPOConfig) -> Iterator[Inert]:
+    for i, source in enumerate(config.reward):
+        fresh = type(source)(model="x")
+        members = len(source.model) if isinstance(source.model, list) else 1
+        if source.spread_coef and members < 2:
+            yield f"reward.{i}.spread_coef", "this source is no ensemble of several models"
+        for name in ("timeout", "retries"):
+            if not source.url and getattr(source, name) != getattr(fresh, name):
+                yield f"reward.{i}.{name}", "this source is no HTTP endpoint"
+        if source.weight == 0:
+            yield f"reward.{i}", "its weight is 0"
+
+
+def _notes_on_batches(config: PPOConfig) -> list[str]:
+    samples = config.rollout_batch * config.buffer_iterations
+    if config.ppo_epochs * math.ceil(samples / config.minibatch) == 1:
+        inert = ["critic.value_clip (detail 7)"] if config.critic.value_clip is not None else []
+        if config.surrogate.denominator == "old":
+            inert.insert(0, f"surrogate.kind: {config.surrogate.kind} (detail 11)")
+        if inert:
+            return [f"one update an iteration: the ratio is 1 and the values are the old ones, so {' and '.join(inert)} "
+                    "can do nothing; lower minibatch or raise ppo_epochs to change that"]  # fmt: skip
+    elif samples % config.minibatch:
+        return [f"minibatch {config.minibatch} does not divide the {samples} samples of the buffer: the last update of each "
+                f"pass has {samples % config.minibatch}"]  # fmt: skip
     return []
