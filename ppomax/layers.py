@@ -267,13 +267,13 @@ def _nullable(annotation: Any) -> bool:
 
 
 def _as_written(annotation: Any, value: Any, layer: Layer, here: Path) -> Any:
-    """Text fields keep numbers as they were written: ``output_dir: 2024`` is the text 2024. A truth value is no number."""
+    """Text fields keep numbers as they were written: ``output_dir: 2024`` is 2024. A truth value is no number."""
     if isinstance(value, bool) and not _accepts(annotation, bool) and not _accepts(annotation, str):
         name = ".".join(map(str, here))
         raise UserError(f"{layer.place(here)}: {name} = {str(value).lower()}: true and false do not fit this field")
     if isinstance(value, bool | int | float) and _accepts(annotation, str) and not _accepts(annotation, type(value)):
         return layer.tree.texts.get(here, str(value))
-    if isinstance(value, list) and annotation == list[str]:
+    if isinstance(value, list) and list[str] in (annotation, *typing.get_args(annotation)):
         return [_as_written(str, item, layer, (*here, i)) for i, item in enumerate(value)]
     return value
 

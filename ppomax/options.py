@@ -66,8 +66,7 @@ def build(cls: type[C], layers: Sequence[Layer]) -> C:
         config = cls.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, layers)) from None
-    if isinstance(config, PPOConfig):
-        refuse_contradictions(config)
+    refuse_contradictions(config)
     return config
 
 
@@ -105,7 +104,7 @@ def _explain(error: ValidationError, layers: Sequence[Layer]) -> str:
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     others = len({other["loc"][:1] for other in problems}) - 1
     return f"{where}: {name} = {shown}: {_expected(problem)}" + (
-        f" (and {others} more such mistake{'s' if others > 1 else ''})" if others else ""
+        f" (and {others} more mistake{'s' if others > 1 else ''})" if others else ""
     )
 
 

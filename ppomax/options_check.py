@@ -17,9 +17,7 @@ Inert = tuple[str, str]
 def refuse_contradictions(config: Section) -> None:
     """Raise a UserError where two options cannot both be meant."""
     if isinstance(config, RewardConfig) and config.min_pairs > config.max_pairs:
-        raise UserError(
-            f"min_pairs {config.min_pairs} is above max_pairs {config.max_pairs}: lower one or raise the other"
-        )
+        raise UserError(f"min_pairs {config.min_pairs} is above max_pairs {config.max_pairs}: exchange them")
     if isinstance(config, PPOConfig):
         _refuse_in_ppo(config)
 
@@ -33,9 +31,7 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
     if config.ptx.coef > 0 and not config.ptx.data:
         raise UserError(f"ptx.coef is {config.ptx.coef:g} but there is no ptx.data: give some, or set --ptx.coef 0")
     if config.logprobs == "scaled" and config.sampling.temperature == 0:
-        raise UserError(
-            "logprobs: scaled divides by sampling.temperature, which is 0: choose raw, or a temperature above 0"
-        )
+        raise UserError("logprobs: scaled divides by sampling.temperature, which is 0: choose raw or raise it")
     if config.kl.controller == "adaptive" and config.kl.coef == 0:
         raise UserError("kl.controller: adaptive multiplies kl.coef, and 0 stays 0: start from a coefficient above 0")
     each = config.sampling.samples_per_prompt
@@ -47,9 +43,7 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
             found = " and ".join(given) or "none of them"
             raise UserError(f"reward.{i}: exactly one of model, function, url is needed, found {found}")
     if config.reward and config.critic.init == "reward" and not any(source.model for source in config.reward):
-        raise UserError(
-            "critic.init is `reward`, but no reward source is a model: choose `policy` or a model directory"
-        )
+        raise UserError("critic.init is `reward`, but no reward source is a model: choose `policy` or a directory")
 
 
 def warnings_for(config: RunConfig) -> list[str]:
@@ -83,7 +77,7 @@ def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
         if isinstance(section, OptimConfig) and section.schedule in ("constant", "inverse_sqrt"):
             yield (
                 f"{name}.min_lr_ratio",
-                f"{name}.schedule is {section.schedule}; only cosine and linear end at a share",
+                f"{name}.schedule is {section.schedule}; only cosine and linear use it",
             )
     if isinstance(config, TextDataConfig):
         yield from _inert_in_evaluation(config)
@@ -137,12 +131,11 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
 
 def _inert_reward_options(config: PPOConfig) -> Iterator[Inert]:
     for i, source in enumerate(config.reward):
-        fresh = type(source)(model="x")
         members = len(source.model) if isinstance(source.model, list) else 1
         if source.spread_coef and members < 2:
             yield f"reward.{i}.spread_coef", "this source is no ensemble of several models"
         for name in ("timeout", "retries"):
-            if not source.url and getattr(source, name) != getattr(fresh, name):
+            if not source.url and getattr(source, name) != type(source).model_fields[name].default:
                 yield f"reward.{i}.{name}", "this source is no HTTP endpoint"
         if source.weight == 0:
             yield f"reward.{i}", "its weight is 0"
@@ -155,9 +148,9 @@ def _notes_on_batches(config: PPOConfig) -> list[str]:
         if config.surrogate.denominator == "old":
             inert.insert(0, f"surrogate.kind: {config.surrogate.kind} (detail 11)")
         if inert:
-            return [f"one update an iteration: the ratio is 1 and the values are the old ones, so {' and '.join(inert)} "
-                    "can do nothing; lower minibatch or raise ppo_epochs to change that"]  # fmt: skip
+            note = f"one update an iteration: ratios are 1 and values are the old ones, so {' and '.join(inert)} can do"
+            return [f"{note} nothing; lower minibatch or raise ppo_epochs to change that"]
     elif samples % config.minibatch:
-        return [f"minibatch {config.minibatch} does not divide the {samples} samples of the buffer: the last update of each "
-                f"pass has {samples % config.minibatch}"]  # fmt: skip
+        note = f"minibatch {config.minibatch} does not divide the {samples} samples of the buffer"
+        return [f"{note}: the last update of each pass has {samples % config.minibatch}"]
     return []
