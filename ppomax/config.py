@@ -32,7 +32,7 @@ class DataSource(Section):
     weight: float = Field(1.0, gt=0)
     """how often each record occurs in an epoch: 2 = twice, 0.5 = a fixed half of them"""
     split: str | None = None
-    """`train` / `test` / ... (hub split, or a `split` field in the records), or a share of the prompts such as `0%:50%`, chosen by hash so that one prompt is never on both sides of two shares"""
+    """`train`, `test`, ... (hub split, `split` field, file name), or a share of the prompts by hash such as `0%:50%`"""
     limit: int | None = Field(None, ge=1)
     """at most this many records, the first ones"""
 
@@ -346,7 +346,7 @@ class CriticConfig(Section):
     pretrain_iterations: int = Field(10, ge=0)
     """detail 8: iterations of value loss only, policy frozen; 0 = off"""
     pretrain_plateau: float = Field(0.0, ge=0)
-    """end pre-training sooner: once the mean value loss of the last 5 iterations improves on the 5 before by less than this share; 0 = off"""
+    """end pre-training sooner: once 5 iterations improve on the 5 before by less than this share; 0 = off"""
 
 
 class GradClipConfig(Section):

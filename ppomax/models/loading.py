@@ -5,7 +5,7 @@ All models run in evaluation mode throughout: dropout is off, in the trained one
 
 from __future__ import annotations
 
-import os
+import copy
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
+from ppomax.models.scalar import reset_unit
 
 
 def _require_model(path: str) -> None:
@@ -26,13 +27,17 @@ def _require_model(path: str) -> None:
             hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
             raise UserError(f"{path}: not a model directory (no config.json in it){hint}")
     elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(f"{path}: no such model directory (expected a folder with config.json, or a hub name owner/name)")
+        raise UserError(
+            f"{path}: no such model directory (expected a folder with config.json, or a hub name owner/name)"
+        )
 
 
 def _load(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     _require_model(path)
     try:
-        return loader.from_pretrained(str(Path(path).expanduser()) if Path(path).expanduser().exists() else path, **kwargs)
+        return loader.from_pretrained(
+            str(Path(path).expanduser()) if Path(path).expanduser().exists() else path, **kwargs
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines()
         raise UserError(f"{path}: cannot load the {what}: {first[0] if first else type(error).__name__}") from error
@@ -46,7 +51,9 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 
 def check_tokenizer(tokenizer: Any, where: str = "tokenizer") -> Any:
     if tokenizer.eos_token_id is None:
-        raise UserError(f"{where}: the tokenizer has no eos token: responses could never end; set eos_token and save it again")
+        raise UserError(
+            f"{where}: the tokenizer has no eos token: responses could never end; set eos_token and save it again"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -85,7 +92,9 @@ def load_scalar_model(
     model = _load("reward model", path, AutoModelForSequenceClassification, config=config, dtype=torch.float32,
                   use_safetensors=True, trust_remote_code=trust_remote_code)  # fmt: skip
     if not isinstance(getattr(model, "score", None), nn.Module):
-        raise UserError(f"{path}: {type(model).__name__} has no `score` layer on a causal backbone, which is needed here")
+        raise UserError(
+            f"{path}: {type(model).__name__} has no `score` layer on a causal backbone, which is needed here"
+        )
     return _settle(model, device)
 
 
@@ -108,6 +117,18 @@ def add_lora(model: Any, config: LoraConfig, task: str) -> Any:
         ),
     )
     return wrapped.eval()
+
+
+def check_fits(model: Any, tokenizer: Any, max_length: int, where: str = "max_length") -> None:
+    """Refuse sequences longer than the model's context, and tokenizers with more tokens than the model embeds."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and 0 < context < max_length:
+        raise UserError(f"{where}: {max_length} tokens do not fit the model's context of {context}; lower it")
+    embedded = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embedded:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {embedded}: they do not belong together"
+        )
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -138,8 +159,6 @@ def save_final(model: Any, tokenizer: Any, folder: Path, *, stage: str, card: st
     part.mkdir(parents=True)
     if hasattr(model, "merge_adapter"):
         model.save_pretrained(part / "adapter")
-        import copy
-
         model = copy.deepcopy(model).merge_and_unload()
     old_cache = model.config.use_cache
     model.config.ppomax_stage = stage
@@ -154,4 +173,15 @@ def save_final(model: Any, tokenizer: Any, folder: Path, *, stage: str, card: st
     (part / "README.md").write_text(card, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
-    os.replace(part, folder)
+    part.replace(folder)
+
+
+def scalar_from_causal(model: Any, seed: int) -> Any:
+    """A scalar model with a copy of a causal model's backbone and a fresh unit (critic from SFT, detail 8)."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    scalar = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    prefix = model.base_model_prefix
+    getattr(scalar, prefix).load_state_dict(getattr(model, prefix).state_dict())
+    reset_unit(scalar, seed)
+    return _settle(scalar, model.device)

@@ -37,6 +37,8 @@ class Experience:
     """(B, T) log pi_ref"""
     entropy: Tensor
     """(B, T) entropy of pi_old in nats"""
+    sequence_nll: Tensor
+    """(B,) mean negative log-likelihood of all tokens but the first, prompt included, for the released perplexity"""
     values: Tensor
     """(B, T) V_old of the state before each token"""
     scores: Tensor
@@ -58,7 +60,8 @@ class Experience:
         zeros = torch.zeros(mask.shape)
         return cls(
             ids=ids, prompt_lengths=prompt_lengths, lengths=prompt_lengths + response_lengths, response_mask=mask,
-            finished=torch.tensor([c.finished for c in completions]), scores=torch.zeros(len(completions)),
+            finished=torch.tensor([c.finished for c in completions]),
+            scores=torch.zeros(len(completions)), sequence_nll=torch.zeros(len(completions)),
             **{n: zeros.clone() for n in ("logprobs", "ref_logprobs", "entropy", "values", "rewards", "advantages", "returns")},
         )  # fmt: skip
 
@@ -94,5 +97,6 @@ class Experience:
     def responses(self) -> list[list[int]]:
         """Response token ids of each sample."""
         return [
-            row[p:n] for row, p, n in zip(self.ids.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
+            row[p:n]
+            for row, p, n in zip(self.ids.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
         ]

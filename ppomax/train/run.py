@@ -54,11 +54,15 @@ class RunDirectory:
             raise UserError(f"output_dir: {path} is a file")
         if saved.exists():
             if not resume:
-                raise UserError(f"output_dir: {path} already holds a run; add --resume to go on with it, or name another directory")
+                raise UserError(
+                    f"output_dir: {path} already holds a run; add --resume to go on with it, or name another directory"
+                )
             old = load_yaml(type(config), saved)
             changed = [name for name in differences(old, config) if name not in MAY_CHANGE]
             if changed:
-                raise UserError(f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run")
+                raise UserError(
+                    f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run"
+                )
         elif path.exists() and any(path.iterdir()):
             raise UserError(f"output_dir: {path} is not empty and holds no run; name another directory")
         ranks.barrier()  # all ranks have looked before the first one writes

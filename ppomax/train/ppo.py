@@ -1,0 +1,383 @@
+"""PPO for language models (sections 3.2 and 5 of the paper), to be read from top to bottom.
+
+    prompts -> engine.generate -> score: reward sources, reference, policy, critic -> shape scores, add token-level KL
+    -> GAE -> minibatches -> ratio, clip, value, entropy, ptx, step (ppo_update.py)
+
+    ppomax ppo --model SFT --reward RM --prompts prompts.jsonl --output_dir runs/ppo
+    torchrun --nproc_per_node 8 -m ppomax ppo recipe.yaml
+
+Where it departs from the paper or its released code:
+- losses are divided by the tokens of the whole update, not averaged over samples or micro-batches first;
+- experience is gathered on all ranks, so moments and whitening are those of one process;
+- log-probabilities, not ratios, are clamped (+-20) before they could overflow.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ppomax.config import PPOConfig
+from ppomax.data.batches import EpochOrder, epoch_permutation, token_budget
+from ppomax.data.records import Dialogue, Prompt, Text
+from ppomax.errors import UserError
+from ppomax.models.loading import load_trainable_state, save_final, trainable_state
+from ppomax.models.responses import response_logprobs, response_values, sequence_nll
+from ppomax.options import dump_yaml, warnings_for
+from ppomax.rl.advantages import gae, reward_to_go
+from ppomax.rl.moments import RunningMoments
+from ppomax.rl.rewards import KLController, kl_estimate, penalise, shape_scores, token_rewards
+from ppomax.rollout.engine import Completion, sample_seed
+from ppomax.rollout.experience import Experience
+from ppomax.rollout.reward_sources import Sample, combine
+from ppomax.rollout.transformers_engine import TransformersEngine
+from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
+from ppomax.train.optim import learning_rate, make_optimizer, set_learning_rate
+from ppomax.train.parallel import Ranks, join
+from ppomax.train.ppo_setup import EncodedPrompt, Setup, prepare, say
+from ppomax.train.ppo_update import Tally, Updater, sampling_temperature, to_batch
+from ppomax.train.progress import ProgressLine
+from ppomax.train.run import RunDirectory, precision
+from ppomax.watch.metrics import experience_metrics
+
+PARTS = ["policy", "critic", "policy_optim", "critic_optim", "loop"]
+WATCH_STREAM = 10**9
+"""keeps the seeds of watched samples apart from those of training samples"""
+
+
+@dataclass
+class PPOResult:
+    """What a run leaves in memory; the same is on disk."""
+
+    path: Path
+    metrics: list[dict[str, Any]]
+    policy: Any
+    critic: Any
+    tokenizer: Any
+
+
+@dataclass
+class Loop:
+    """Everything besides weights and optimisers that the next iteration depends on."""
+
+    order: EpochOrder
+    moments: RunningMoments
+    kl: KLController
+    ptx_order: EpochOrder | None
+    iteration: int = 0
+    """iterations so far, critic pre-training included"""
+    policy_iterations: int = 0
+    updates: int = 0
+    """optimiser updates of the policy so far: the paper's 'steps'"""
+    critic_updates: int = 0
+    pretraining: bool = False
+    value_losses: list[float] = field(default_factory=list)
+    buffer: list[Experience] = field(default_factory=list)
+
+    def state_dict(self, device: torch.device) -> dict[str, Any]:
+        counters = ("iteration", "policy_iterations", "updates", "critic_updates", "pretraining", "value_losses")
+        return {
+            **{name: getattr(self, name) for name in counters},
+            "order": self.order.state_dict(),
+            "moments": self.moments.state_dict(),
+            "kl": self.kl.state_dict(),
+            "ptx_order": self.ptx_order.state_dict() if self.ptx_order else None,
+            "buffer": [e.state_dict() for e in self.buffer],
+            "rng": rng_state(device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        for name in ("iteration", "policy_iterations", "updates", "critic_updates", "pretraining", "value_losses"):
+            setattr(self, name, state[name])
+        self.order.load_state_dict(state["order"])
+        self.moments.load_state_dict(state["moments"])
+        self.kl.load_state_dict(state["kl"])
+        if self.ptx_order and state["ptx_order"]:
+            self.ptx_order.load_state_dict(state["ptx_order"])
+        self.buffer = [Experience(**e) for e in state["buffer"]]
+        restore_rng(state["rng"], device)
+
+
+def train_ppo(
+    config: PPOConfig, *, policy: Any = None, tokenizer: Any = None, reference: Any = None, critic: Any = None,
+    reward: Any = None, prompts: Sequence[Prompt] | None = None, ptx: Sequence[Dialogue | Text] | None = None,
+    resume: bool = False,
+) -> PPOResult:  # fmt: skip
+    """Train a policy with PPO. What is given in memory is used instead of what the configuration names.
+
+    ``reward``: a function f(prompts=[messages], responses=[text]) -> floats, a reward model, or a list of either.
+    Raises UserError for every mistake that the caller can mend, before anything is written over.
+    """
+    ranks = join(config.device)
+    seed_everything(config.seed)
+    setup = prepare(
+        config, ranks, policy=policy, tokenizer=tokenizer, reference=reference, critic=critic, reward=reward,
+        prompts=prompts, ptx=ptx,
+    )  # fmt: skip
+    run = RunDirectory.open(config, ranks, resume=resume)
+    say(ranks, *(f"warning: {w}" for w in warnings_for(config)))
+    policy, critic = setup.policy, setup.critic
+    optimizers = {
+        "policy": make_optimizer(policy, config.policy_optim),
+        "critic": make_optimizer(critic, config.critic_optim),
+    }
+    loop = Loop(
+        order=EpochOrder(len(setup.prompts), config.seed),
+        moments=RunningMoments(),
+        kl=KLController(config.kl.coef, config.kl.controller == "adaptive", config.kl.target, config.kl.horizon),
+        ptx_order=EpochOrder(len(setup.ptx), config.seed + 1) if setup.ptx else None,
+        pretraining=config.critic.pretrain_iterations > 0,
+    )
+    _, states = run.restore(PARTS, key="iteration")
+    if states:
+        load_trainable_state(policy, states["policy"])
+        load_trainable_state(critic, states["critic"])
+        optimizers["policy"].load_state_dict(states["policy_optim"])
+        optimizers["critic"].load_state_dict(states["critic_optim"])
+        loop.load_state_dict(states["loop"], ranks.device)
+        say(ranks, f"resumed at iteration {loop.iteration}")
+
+    bf16 = config.precision == "bf16"
+    engine = TransformersEngine(policy, setup.chat_format, config.sampling, bf16=bf16)
+    updater = Updater(config, ranks, policy, critic, optimizers)
+    per_iteration = math.ceil(config.rollout_batch * config.buffer_iterations / config.minibatch) * config.ppo_epochs
+    total_updates = config.iterations * per_iteration
+    total_critic_updates = total_updates + config.critic.pretrain_iterations * per_iteration
+    history: list[dict[str, Any]] = []
+    expected = config.iterations + (config.critic.pretrain_iterations if loop.pretraining else 0)
+    bar = ProgressLine("ppo", expected, done=loop.iteration, quiet=not ranks.is_main)
+    with bar:
+        while loop.policy_iterations < config.iterations:
+            clock = Clock()
+            if not loop.pretraining and loop.policy_iterations % config.watch.every == 0:
+                watch(setup, engine, config, ranks, run, loop)
+                clock.lap("watch")
+            train_policy = not loop.pretraining
+
+            # Sample: this rank's share of the iteration's prompts, then everything that is known about the responses.
+            chosen = [
+                setup.prompts[i] for i in loop.order.take(config.rollout_batch // config.sampling.samples_per_prompt)
+            ]
+            chosen = [p for p in chosen for _ in range(config.sampling.samples_per_prompt)]
+            seeds = [sample_seed(config.seed, loop.iteration, i) for i in range(len(chosen))]
+            completions = engine.generate([p.ids for p in ranks.share(chosen)], ranks.share(seeds))
+            clock.lap("sample")
+            mine, mine_by_source = score(setup, config, ranks, ranks.share(chosen), completions)
+            experience = gather(ranks, mine, len(chosen))
+            by_source = {name: torch.tensor(ranks.collect(values)) for name, values in mine_by_source.items()}
+            clock.lap("score")
+
+            # Rewards: penalties, history, clip (details 4, 5), then the KL penalty on every token (detail 1).
+            mask = experience.response_mask
+            scores = penalise(
+                experience.scores, mask.sum(dim=1), experience.finished,
+                missing_eos_penalty=config.reward_shaping.missing_eos_penalty,
+                length_penalty=config.reward_shaping.length_penalty,
+            )  # fmt: skip
+            loop.moments.update(scores)
+            shaped = shape_scores(
+                scores, loop.moments, scale=config.reward_shaping.scale, normalise=config.reward_shaping.normalise,
+                clip=config.reward_shaping.clip,
+            )  # fmt: skip
+            kl = kl_estimate(experience.logprobs, experience.ref_logprobs, config.kl.estimator)
+            kl_coef = loop.kl.coef
+            experience.rewards = token_rewards(shaped, kl, mask, kl_coef)
+
+            # Advantages and the critic's targets (detail 10).
+            experience.advantages, experience.returns = gae(
+                experience.rewards, experience.values, mask, gamma=config.gae.gamma, lam=config.gae.lam
+            )
+            if config.gae.target == "reward_to_go":
+                experience.returns = reward_to_go(experience.rewards, mask, gamma=config.gae.gamma)
+            loop.buffer = [*loop.buffer, experience][-config.buffer_iterations :]
+
+            # Update on the buffer, minibatch by minibatch.
+            buffer = Experience.concatenate(loop.buffer)
+            tally = Tally()
+            for epoch in range(config.ppo_epochs):
+                order = epoch_permutation(len(buffer), sample_seed(config.seed, loop.iteration), epoch)
+                for start in range(0, len(order), config.minibatch):
+                    rows = order[start : start + config.minibatch]
+                    lr_policy = learning_rate(config.policy_optim, loop.updates, total_updates)
+                    lr_critic = learning_rate(config.critic_optim, loop.critic_updates, total_critic_updates)
+                    set_learning_rate(optimizers["policy"], lr_policy)
+                    set_learning_rate(optimizers["critic"], lr_critic)
+                    mixed = take_ptx(setup, loop, round(config.ptx.batch_ratio * len(rows))) if train_policy else []
+                    numbers = updater.update(buffer.select(rows), mixed, policy=train_policy)
+                    require_finite(numbers, loop.iteration, run)
+                    tally.add(numbers)
+                    loop.critic_updates += 1
+                    loop.updates += train_policy
+            clock.lap("update")
+
+            record = experience_metrics(
+                scores=experience.scores, shaped=shaped, logprobs=experience.logprobs, ref_logprobs=experience.ref_logprobs,
+                entropy=experience.entropy, sequence_nll=experience.sequence_nll, values=experience.values,
+                returns=experience.returns, mask=mask, finished=experience.finished,
+            )  # fmt: skip
+            for name, values in by_source.items():
+                record[f"reward/source/{name}"] = values.double().mean().item()
+            record |= tally.means()
+            record |= {"kl/coef": kl_coef, "lr/critic": lr_critic}
+            if train_policy:
+                record["lr/policy"] = lr_policy
+            record |= {"reward/history_mean": loop.moments.mean, "reward/history_std": loop.moments.std}
+            seconds = clock.seconds()
+            record |= {f"time/{name}": value for name, value in seconds.items()}
+            record["throughput/samples_per_s"] = len(experience) / seconds["total"]
+            record["throughput/response_tokens_per_s"] = int(mask.sum()) / seconds["total"]
+            phase = "policy" if train_policy else "critic"
+            line = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
+            run.log(line)
+            history.append(line)
+            if train_policy:
+                loop.kl.update(record["kl/ref_sequence"], len(experience))
+                loop.policy_iterations += 1
+            else:
+                loop.value_losses.append(record["loss/value"])
+                loop.pretraining = not pretraining_done(loop.value_losses, config)
+            loop.iteration += 1
+            bar.step(
+                phase=phase, reward=record["reward/mean"], kl=record["kl/ref"], length=record["response/length"],
+                perplexity=record["policy/perplexity"], samples_per_s=record["throughput/samples_per_s"],
+            )  # fmt: skip
+            last = loop.policy_iterations >= config.iterations
+            if last or (config.checkpoint.every and loop.iteration % config.checkpoint.every == 0):
+                parts = {
+                    "policy": trainable_state(policy), "critic": trainable_state(critic),
+                    "policy_optim": optimizers["policy"].state_dict(), "critic_optim": optimizers["critic"].state_dict(),
+                    "loop": loop.state_dict(ranks.device),
+                }  # fmt: skip
+                run.checkpoint(loop.iteration, parts, config.checkpoint.keep)
+    if history:
+        watch(setup, engine, config, ranks, run, loop)
+    finish(setup, config, ranks, run, history)
+    return PPOResult(run.path, history, policy, critic, setup.chat_format.tokenizer)
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def seconds(self) -> dict[str, float]:
+        return {**self.laps, "total": time.perf_counter() - self.start}
+
+
+@torch.no_grad()
+def score(
+    setup: Setup, config: PPOConfig, ranks: Ranks, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion]
+) -> tuple[Experience, dict[str, list[float]]]:
+    """What the frozen models, policy and critic say of the responses; also each reward source by itself."""
+    experience = Experience.from_completions(completions)
+    samples = [
+        Sample(
+            p.messages, setup.chat_format.decode(c.response_ids), c.prompt_ids, c.response_ids, c.finished, p.metadata
+        )
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    total, by_source = combine(setup.sources, samples)
+    experience.scores = total.float().cpu()
+    temperature = sampling_temperature(config)
+    for rows in token_budget(experience.lengths.tolist(), config.micro_batch_tokens):
+        batch = to_batch(experience.select(rows), ranks.device)
+        index, width = torch.tensor(rows), batch.mask.shape[1]
+        with precision(ranks.device, config.precision):
+            logprobs, entropy, nll = sequence_nll(setup.policy, batch, temperature=temperature)
+            with setup.as_reference() as reference:
+                ref_logprobs, _ = response_logprobs(reference, batch, temperature=temperature)
+            values = response_values(setup.critic, batch)
+        experience.logprobs[index, :width] = logprobs.cpu()
+        experience.entropy[index, :width] = entropy.cpu()
+        experience.ref_logprobs[index, :width] = ref_logprobs.cpu()
+        experience.values[index, :width] = values.cpu()
+        experience.sequence_nll[index] = nll.cpu()
+    return experience, {name: values.tolist() for name, values in by_source.items()}
+
+
+def gather(ranks: Ranks, mine: Experience, total: int) -> Experience:
+    """All ranks' samples on every rank, in the order in which their prompts were drawn."""
+    if ranks.size == 1:
+        return mine
+    parts: list[Any] = [None] * ranks.size
+    dist.all_gather_object(parts, mine)
+    offsets = [0]
+    for part in parts:
+        offsets.append(offsets[-1] + len(part))
+    return Experience.concatenate(parts).select([offsets[i % ranks.size] + i // ranks.size for i in range(total)])
+
+
+def take_ptx(setup: Setup, loop: Loop, count: int) -> list[tuple[list[int], list[bool]]]:
+    return [setup.ptx[i] for i in loop.ptx_order.take(count)] if loop.ptx_order else []
+
+
+def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
+    """Detail 8: N iterations, or sooner once the value loss has reached its plateau."""
+    if len(value_losses) >= config.critic.pretrain_iterations:
+        return True
+    if config.critic.pretrain_plateau == 0 or len(value_losses) < 10:
+        return False
+    before, now = sum(value_losses[-10:-5]) / 5, sum(value_losses[-5:]) / 5
+    return before - now < config.critic.pretrain_plateau * before
+
+
+def require_finite(numbers: dict[str, float], iteration: int, run: RunDirectory) -> None:
+    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        last = run.latest()
+        message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
+        run.log({"iteration": iteration, "level": "collapse", "message": message}, "alarms.jsonl")
+        raise UserError(f"{message}; lower the learning rates or raise kl.coef, and resume from {last or 'the start'}")
+
+
+def watch(
+    setup: Setup, engine: TransformersEngine, config: PPOConfig, ranks: Ranks, run: RunDirectory, loop: Loop
+) -> None:
+    """Answer the fixed held-out prompts with fixed seeds, and write the answers down with score, KL and length."""
+    if not setup.watch_prompts:
+        return
+    mine = ranks.share(setup.watch_prompts)
+    seeds = ranks.share([sample_seed(config.seed, WATCH_STREAM, i) for i in range(len(setup.watch_prompts))])
+    rows: list[dict[str, Any]] = []
+    if mine:
+        completions = engine.generate([p.ids for p in mine], seeds)
+        experience, _ = score(setup, config, ranks, mine, completions)
+        kl = (experience.logprobs - experience.ref_logprobs).sum(dim=1).tolist()
+        for i, (prompt, completion) in enumerate(zip(mine, completions, strict=True)):
+            rows.append({
+                "iteration": loop.iteration, "update": loop.updates, "prompt": [dict(m) for m in prompt.messages],
+                "response": setup.chat_format.decode(completion.response_ids), "score": experience.scores[i].item(),
+                "kl": kl[i], "length": len(completion.response_ids), "finished": completion.finished,
+            })  # fmt: skip
+    for row in ranks.collect(rows):
+        run.log(row, "samples.jsonl")
+
+
+def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, history: Sequence[dict[str, Any]]) -> None:
+    """Write final/ with a model card."""
+    if ranks.is_main:
+        tokenizer = setup.chat_format.tokenizer
+        tokenizer.chat_template = setup.chat_format.jinja
+        last = history[-1] if history else {}
+        shown = ("reward/mean", "kl/ref", "response/length", "policy/perplexity")
+        card = "\n".join([
+            "---", "library_name: transformers", "tags: [ppomax, rlhf, ppo]", "---", "", "# PPO policy", "",
+            f"Trained with ppomax, preset `{config.preset}`, from `{config.model}`, seed {config.seed}.", "",
+            *(f"- {name}: {last[name]:.4g}" for name in shown if name in last), "",
+            "## Settings", "", "```yaml", dump_yaml(config).rstrip(), "```", "",
+        ])  # fmt: skip
+        save_final(setup.policy, tokenizer, run.final, stage="ppo", card=card)
+    ranks.barrier()

@@ -1,0 +1,196 @@
+"""One PPO update: a minibatch through ratio, clip, value, entropy, ptx, backward, clip, step.
+
+Losses are divided by the tokens of the whole minibatch over all micro-batches and ranks, so the result does not depend
+on how it was split. Statistics of the minibatch (whitening) are computed on all of it, on every rank alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppomax.config import PPOConfig
+from ppomax.data.batches import pad_sequences, token_budget
+from ppomax.models.logprobs import hidden_states, token_logprobs
+from ppomax.models.responses import ResponseBatch, response_logprobs, response_values
+from ppomax.rl.losses import entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
+from ppomax.rl.moments import whiten
+from ppomax.rollout.experience import Experience
+from ppomax.train.optim import clip_gradients
+from ppomax.train.parallel import Ranks
+from ppomax.train.run import precision
+
+
+@dataclass
+class Tally:
+    """Sums of per-token numbers over the updates of an iteration, to be averaged."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    updates: int = 0
+
+    def add(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.updates += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(self.updates, 1) for name, value in self.sums.items()}
+
+
+def to_batch(experience: Experience, device: torch.device) -> ResponseBatch:
+    return ResponseBatch(
+        experience.ids.to(device), experience.lengths.to(device), experience.prompt_lengths.to(device),
+        experience.response_mask.to(device),
+    )  # fmt: skip
+
+
+def sampling_temperature(config: PPOConfig) -> float:
+    """What the logits are divided by before log-probabilities are taken (`logprobs` = raw: nothing)."""
+    return config.sampling.temperature if config.logprobs == "scaled" and config.sampling.temperature > 0 else 1.0
+
+
+def minibatch_advantages(batch: Experience, config: PPOConfig) -> Tensor:
+    """Detail 6: whitened over the valid tokens of the whole minibatch and clipped, as asked; (B, T)."""
+    advantages = batch.advantages
+    if config.advantage.normalise:
+        biased = config.advantage.std == "biased"
+        advantages = whiten(advantages, batch.response_mask, unbiased=not biased, eps=1e-6 if biased else 1e-8)
+    if config.advantage.clip is not None:
+        advantages = advantages.clamp(-config.advantage.clip, config.advantage.clip)
+    return advantages
+
+
+def policy_token_losses(
+    logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, advantages: Tensor, config: PPOConfig
+) -> tuple[Tensor, Tensor]:
+    """Surrogate loss of each token (details 2 and 11), and the ratio it was made from; any shape."""
+    s = config.surrogate
+    ratio = importance_ratio(logprobs, ref_logprobs if s.denominator == "reference" else old_logprobs)
+    if s.kind == "penalty":
+        return penalty_loss(ratio, logprobs - old_logprobs, advantages, penalty_coef=s.penalty_coef), ratio
+    low = s.clip_range if s.kind == "clip" else None
+    high = low if s.clip_range_high is None or low is None else s.clip_range_high
+    return surrogate_loss(ratio, advantages, clip_low=low, clip_high=high, dual_clip=s.dual_clip), ratio
+
+
+class Updater:
+    """Policy, critic and their optimisers, and the step that changes them."""
+
+    def __init__(self, config: PPOConfig, ranks: Ranks, policy: Any, critic: Any, optimizers: dict[str, Any]) -> None:
+        self.config, self.ranks, self.policy, self.critic, self.optimizers = config, ranks, policy, critic, optimizers
+        self.temperature = sampling_temperature(config)
+
+    def update(
+        self, minibatch: Experience, ptx: list[tuple[list[int], list[bool]]], *, policy: bool
+    ) -> dict[str, float]:
+        """One optimiser step on critic and, unless it is frozen (detail 8), policy. Returns means over the minibatch."""
+        config, device = self.config, self.ranks.device
+        tokens = int(minibatch.response_mask.sum())
+        advantages = minibatch_advantages(minibatch, config)
+        mine = self.ranks.share(range(len(minibatch)))
+        micro_batches = [
+            [mine[i] for i in rows] for rows in token_budget(minibatch.lengths[mine].tolist(), config.micro_batch_tokens)
+        ] if mine else []  # fmt: skip
+        pull = self._entropy_pull(minibatch, micro_batches, tokens) if policy else 0.0
+        sums = torch.zeros(6, dtype=torch.float64)  # value, policy, clipped, approx kl, entropy, ratio deviation
+        for rows in micro_batches:
+            part = minibatch.select(rows)
+            batch = to_batch(part, device)
+            mask, width = batch.mask, batch.mask.shape[1]
+            old, ref = part.logprobs.to(device), part.ref_logprobs.to(device)
+            old_values, returns = part.values.to(device), part.returns.to(device)
+
+            with precision(device, config.precision):
+                values = response_values(self.critic, batch)
+            loss_v = value_loss(values, old_values, returns, clip=config.critic.value_clip)
+            loss_v = torch.where(mask, loss_v, 0).sum() / tokens
+            loss_v.backward()
+            sums[0] += loss_v.item()
+            if not policy:
+                continue
+
+            with precision(device, config.precision):
+                logprobs, entropy = response_logprobs(self.policy, batch, temperature=self.temperature, entropy=True)
+            assert entropy is not None
+            losses, ratio = policy_token_losses(logprobs, old, ref, advantages[rows][:, :width].to(device), config)
+            loss_p = torch.where(mask, losses, 0).sum() / tokens
+            total = loss_p
+            if config.entropy.coef > 0:  # sum over micro-batches of mean entropy, pulled up or down
+                total = total + pull * torch.where(mask, entropy, 0).sum() / tokens
+            total.backward()
+            with torch.no_grad():
+                low, high = (
+                    1 - config.surrogate.clip_range,
+                    1 + (config.surrogate.clip_range_high or config.surrogate.clip_range),
+                )
+                log_ratio = logprobs - old
+                clipped = mask & ((ratio < low) | (ratio > high))
+                sums[1:] += torch.stack([
+                    loss_p, clipped.sum() / tokens, torch.where(mask, torch.expm1(log_ratio) - log_ratio, 0).sum() / tokens,
+                    torch.where(mask, entropy, 0).sum() / tokens, torch.where(mask, (ratio - 1).abs(), 0).sum() / tokens,
+                ]).double().cpu()  # fmt: skip
+
+        loss_ptx = self._ptx(ptx) if policy and ptx else 0.0
+        models = [self.policy, self.critic] if policy else [self.critic]
+        for model in models:
+            self.ranks.sum_gradients(model.parameters())
+        norms = clip_gradients(*models, max_norm=config.grad_clip.norm, joint=config.grad_clip.joint)
+        for name in ("policy", "critic") if policy else ("critic",):
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad(set_to_none=True)
+        totals = self.ranks.sum(torch.cat([sums, torch.tensor([loss_ptx], dtype=torch.float64)]).to(device)).tolist()
+        numbers = {"loss/value": totals[0], "grad_norm/critic": norms[-1]}
+        if policy:
+            numbers |= {
+                "loss/policy": totals[1], "policy/clip_fraction": totals[2], "policy/approx_kl": totals[3],
+                "policy/entropy_update": totals[4], "policy/ratio_deviation": totals[5], "grad_norm/policy": norms[0],
+                "loss/entropy": entropy_loss(
+                    torch.tensor(totals[4]), coef=config.entropy.coef, target=config.entropy.target
+                ).item(),
+            }  # fmt: skip
+            if config.ptx.coef > 0:
+                numbers["loss/ptx"] = totals[6]
+        return numbers
+
+    def _entropy_pull(self, minibatch: Experience, micro_batches: list[list[int]], tokens: int) -> float:
+        """Derivative of the entropy loss by the minibatch's mean entropy (detail 3).
+
+        With a target its sign depends on the mean over *all* micro-batches and ranks, so that mean is found first.
+        """
+        config = self.config.entropy
+        if config.coef == 0 or config.target is None:
+            return -config.coef
+        total = torch.zeros((), device=self.ranks.device)
+        with torch.no_grad(), precision(self.ranks.device, self.config.precision):
+            for rows in micro_batches:
+                batch = to_batch(minibatch.select(rows), self.ranks.device)
+                _, entropy = response_logprobs(self.policy, batch, temperature=self.temperature, entropy=True)
+                assert entropy is not None
+                total += torch.where(batch.mask, entropy, 0).sum()
+        mean = (self.ranks.sum(total) / tokens).requires_grad_()
+        with torch.enable_grad():
+            entropy_loss(mean, coef=config.coef, target=config.target).backward()
+        assert mean.grad is not None
+        return mean.grad.item()
+
+    def _ptx(self, records: list[tuple[list[int], list[bool]]]) -> float:
+        """PPO-ptx (eq. 17): backward of coef * mean NLL over the trained tokens; returns this rank's share of the loss."""
+        config, device = self.config, self.ranks.device
+        trained = sum(sum(mask) for _, mask in records)
+        mine = self.ranks.share(records)
+        total = 0.0
+        for rows in token_budget([len(ids) for ids, _ in mine], config.micro_batch_tokens) if mine else []:
+            ids, attention = pad_sequences([mine[i][0] for i in rows], pad_id=0)
+            learn, _ = pad_sequences([[int(m) for m in mine[i][1]] for i in rows], pad_id=0)
+            ids, attention, learn = ids.to(device), attention.to(device), learn.to(device).bool()
+            with precision(device, config.precision):
+                hidden = hidden_states(self.policy, ids, attention)
+                row, column = learn[:, 1:].nonzero(as_tuple=True)
+                logprobs, _ = token_logprobs(self.policy, hidden[row, column], ids[row, column + 1])
+            loss = -logprobs.sum() / trained
+            (config.ptx.coef * loss).backward()
+            total += loss.item()
+        return total
