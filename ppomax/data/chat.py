@@ -7,8 +7,8 @@ generation prompt to the end-of-turn token, both included in what is trained; wh
 (a line break) belongs to the next turn.
 
 Text of a message never becomes a control token: where it spells one ("</s>"), the spelling is tokenised in two pieces.
-Plain templates cannot protect against a message that imitates a role name ("Assistant:" after an empty line), only templates whose
-turns begin with control tokens can.
+Plain templates cannot protect against a message that imitates a role name ("Assistant:" after an empty line); only
+templates whose turns begin with control tokens can.
 """
 
 from __future__ import annotations

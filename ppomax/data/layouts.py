@@ -97,6 +97,7 @@ def tidy(messages: Sequence[Message], place: Place) -> list[Message]:
     out: list[Message] = []
     for message in messages:
         role, content = message["role"], message["content"]
+        _check_unicode(content)
         if not content.strip():
             if role == "system":
                 continue
@@ -108,6 +109,14 @@ def tidy(messages: Sequence[Message], place: Place) -> list[Message]:
         else:
             out.append({"role": role, "content": content})
     return out
+
+
+def _check_unicode(text: str) -> None:
+    """JSON can spell half of a surrogate pair (a cut emoji); no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Dropped("not valid Unicode") from None
 
 
 def parse_transcript(text: str, place: Place) -> list[Message]:
@@ -179,8 +188,11 @@ def _pair(
     prompt: list[Message], chosen: list[Message], rejected: list[Message], row: Row, place: Place
 ) -> PreferencePair:
     """A pair whose prompt ends with the turn to be answered: what the two sides share beyond or before it moves."""
+    if not chosen or not rejected:
+        raise Dropped("empty response")
     if chosen == rejected:
         raise Dropped("chosen equals rejected")
+    prompt = tidy(prompt, place)
     both = tidy([*prompt, *chosen], place), tidy([*prompt, *rejected], place)
     if any(not side or side[-1]["role"] != "assistant" for side in both):
         raise Dropped("does not end with an assistant turn")
@@ -214,7 +226,7 @@ def _margin(row: Row, place: Place) -> float | None:
             value = float(value)
         except ValueError:
             if name == "strength":  # a worded scale of its own: the pair is fine without
-                place.notes.append(f"strength {value!r} has no known margin")
+                place.notes.append("strength without a known margin")
                 return None
             raise place.error(f"margin must be a number, not {value!r}") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
@@ -237,13 +249,23 @@ def _answer(value: Any, name: str, place: Place) -> list[Message]:
     return [{"role": "assistant", "content": value}]
 
 
+def _after(prompt: str, text: str) -> str:
+    """The whole transcript, from a text that may hold all of it, its last turns, or the bare answer."""
+    start = _HH_START.match(text)
+    if start is None:
+        return f"{prompt}\n\nAssistant: {text}"
+    if start.group().strip() == "Human:" or text.startswith(prompt):
+        return text
+    return f"{prompt}\n\n{text.strip()}"
+
+
 def read_hh(row: Row, place: Place) -> Record:
     """HH-RLHF transcripts, whole or as ``prompt`` and answers."""
     sides = _sides(row, place)
     texts = [parse_content(s, n, place) for s, n in zip(sides, ("chosen", "rejected"), strict=True)]
     if row.get("prompt") is not None:
         prompt = _await_answer(parse_content(row["prompt"], "prompt", place))
-        texts = [t if t.startswith(prompt) or _HH_START.match(t) else f"{prompt}\n\nAssistant: {t}" for t in texts]
+        texts = [_after(prompt, t) for t in texts]
     for name, text in zip(("chosen", "rejected"), texts, strict=True):
         if not _HH_TURN.search(text):
             raise place.error(f"{name} has no `Human:` / `Assistant:` turns, which layout `hh` needs")
@@ -258,11 +280,12 @@ def read_preference(row: Row, place: Place) -> Record:
     if row.get("prompt") is not None:
         prompt = [*_system(row, place), *_prompt(row["prompt"], "prompt", place)]
         chosen, rejected = (_answer(s, n, place) for s, n in zip(sides, ("chosen", "rejected"), strict=True))
-        # Some data repeat the prompt in front of both answers.
-        if all(side[: len(prompt)] == prompt for side in (chosen, rejected)):
-            prompt, chosen, rejected = [], chosen, rejected
-        elif any(side and side[0]["role"] in ("user", "system") for side in (chosen, rejected)):
-            raise place.error("chosen or rejected begins with a user turn that is not the prompt's")
+        # Some data repeat the whole dialogue in front of both answers: then `prompt` says nothing new.
+        if any(side and side[0]["role"] in ("user", "system") for side in (chosen, rejected)):
+            asked = {m["content"].strip() for m in prompt if m["role"] == "user"}
+            if not all(asked & {m["content"].strip() for m in side} for side in (chosen, rejected)):
+                raise place.error("chosen or rejected begins with a user turn that is not the prompt's")
+            prompt = _system(row, place)
         return _pair(prompt, chosen, rejected, row, place)
     if all(plain):
         shared, chosen_text, rejected_text = split_plain(*sides)
@@ -283,9 +306,10 @@ def split_plain(chosen: str, rejected: str) -> tuple[str, str, str]:
     if chosen == rejected:
         raise Dropped("chosen equals rejected")
     cut = len(os.path.commonprefix([chosen, rejected]))  # noqa: RUF071 (characters are meant)
-    if not all(text[cut:].strip() for text in (chosen, rejected)):
-        cut -= 1  # one answer begins with the whole other: what both must keep is not prompt
-    while cut > 0 and not (_stands_alone(chosen[cut - 1]) or all(_stands_alone(t[cut]) for t in (chosen, rejected))):
+    while cut > 0 and not (
+        all(text[cut:].strip() for text in (chosen, rejected))  # else one answer begins with the whole other
+        and (_stands_alone(chosen[cut - 1]) or all(_stands_alone(text[cut]) for text in (chosen, rejected)))
+    ):
         cut -= 1
     if not chosen[:cut].strip():
         raise Dropped("no common prompt")
@@ -311,7 +335,7 @@ def read_sharegpt(row: Row, place: Place) -> Record:
     """``conversations`` of from/value: a dialogue, or with ``chosen`` and ``rejected`` a pair."""
     if row.get("conversations") is None:
         raise place.missing("`conversations`", row)
-    messages = [*_system(row, place), *parse_messages(row["conversations"], "conversations", place)]
+    messages = tidy([*_system(row, place), *parse_messages(row["conversations"], "conversations", place)], place)
     if row.get("chosen") is None and row.get("rejected") is None:
         return _dialogue(messages, place)
     sides = _sides(row, place)
@@ -340,7 +364,8 @@ def read_prompt(row: Row, place: Place) -> Record:
     if row.get("prompt") is None:
         raise place.missing("`prompt`", row)
     metadata = tuple((k, v) for k, v in row.items() if k not in ("prompt", "source", "system"))
-    return _as_prompt([*_system(row, place), *_prompt(row["prompt"], "prompt", place)], place, metadata)
+    messages = tidy([*_system(row, place), *_prompt(row["prompt"], "prompt", place)], place)
+    return _as_prompt(messages, place, metadata)
 
 
 def read_text(row: Row, place: Place) -> Record:
@@ -350,6 +375,7 @@ def read_text(row: Row, place: Place) -> Record:
     text = parse_content(row["text"], "text", place)
     if not text.strip():
         raise Dropped("empty text")
+    _check_unicode(text)
     return Text(text, place.source, place.origin)
 
 

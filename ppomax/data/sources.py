@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from ppomax.config import DataSource
 from ppomax.data.layouts import READERS, Dropped, Place, Row, recognise
@@ -21,9 +21,10 @@ from ppomax.data.records import Dialogue, Message, PreferencePair, Prompt, Recor
 from ppomax.errors import UserError
 
 Kind = Literal["dialogue", "pair", "prompt", "text"]
+R = TypeVar("R", bound=Record)
 EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
 _LOOKED_AT = 16  # rows of a file from which its layout is recognised
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")  # owner/name, and a configuration where it has several
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)%\s*:\s*(\d+(?:\.\d+)?)%\s*")
 
 
@@ -34,9 +35,9 @@ class SourceReport:
     path: str
     layout: str = ""
     read: int = 0
-    """rows in the files"""
+    """rows read (reading ends once `limit` is reached)"""
     outside: int = 0
-    """rows outside `split` or beyond `limit`"""
+    """rows outside `split`"""
     kept: int = 0
     """records that are used, each counted once"""
     used: int = 0
@@ -61,7 +62,7 @@ class SourceReport:
         if self.used != self.kept:
             text += f", {self.used} by weight"
         if self.outside:
-            text += f", {self.outside} outside split or limit"
+            text += f", {self.outside} outside the split"
         for label, counts in (("dropped", self.dropped), ("noted", self.notes)):
             if counts:
                 each = (f"{n} {reason} (first: {self.examples[reason]})" for reason, n in counts.items())
@@ -118,12 +119,12 @@ def load_mixture(sources: Sequence[DataSource], kind: Kind, *, split_seed: int =
     return records, report
 
 
-def holdout(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+def holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[list[R], list[R]]:
     """(train, held out): a ``fraction`` of the keys is held out, by hash, and no key is on both sides.
 
     The hash is salted apart from the one of ``lo%:hi%`` splits, so that the two choices are independent.
     """
-    sides: tuple[list[Record], list[Record]] = ([], [])
+    sides: tuple[list[R], list[R]] = ([], [])
     for record in records:
         sides[unit_hash(f"holdout\x00{record.key}", seed) < fraction].append(record)
     return sides
@@ -139,7 +140,7 @@ def _load_source(
     kept: list[Record] = []
     layouts: list[str] = []
     splits: set[str] = set()
-    for name, stem, rows in _open_source(source.path, named):
+    for name, stem, by_name, rows in _open_source(source.path, named):
         first = list(islice(rows, _LOOKED_AT))
         if not first:
             continue
@@ -147,11 +148,11 @@ def _load_source(
         if layout not in layouts:
             layouts.append(layout)
             report.layout = " and ".join(layouts)
-        # A file that is the split by its name needs no `split` field in its records.
-        by_field = named is not None and not _names_split(name, named) and not source_is_hub(source.path)
         for origin, row in _chain(first, rows):
+            if len(kept) == source.limit:
+                return kept
             report.read += 1
-            if by_field:
+            if named is not None and not by_name:
                 splits.add(str(row.get("split")))
                 if row.get("split") != named:
                     report.outside += 1
@@ -170,12 +171,8 @@ def _load_source(
                 if identity in seen:
                     report.drop("repeated prompt", origin)
                     continue
-            if source.limit is not None and len(kept) >= source.limit:
-                report.outside += 1
-                continue
-            if isinstance(record, Prompt):
                 seen.add(identity)
-            for note in place.notes:
+            for note in sorted(set(place.notes)):
                 report.note(note, origin)
             kept.append(record)
     if not report.read:
@@ -250,42 +247,44 @@ def expand_path(path: str) -> str:
         path = re.sub(r"\$(?:PPOMAX_DATA\b|\{PPOMAX_DATA\})", "../shared/data", path)
     expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (Path would lose a hub name's form)
     left = re.search(r"\$\{?(\w+)", expanded)
-    if left:
+    if left and not Path(expanded).exists():
         raise UserError(f"path {path}: the environment variable {left[1]} is not set")
     return expanded
 
 
 def source_is_hub(path: str) -> bool:
-    """True for a name like owner/name that does not exist here."""
-    expanded = expand_path(path)
-    return not Path(expanded).exists() and _HUB_NAME.fullmatch(expanded) is not None and _extension(expanded) is None
+    """True for a name like owner/name where neither the path nor a folder `owner` exists here."""
+    name = expand_path(path)
+    local = Path(name).exists() or Path(name.split("/")[0]).exists()
+    return not local and _HUB_NAME.fullmatch(name) is not None and _extension(name) is None
 
 
-def _open_source(path: str, named: str | None) -> Iterator[tuple[str, str, Iterator[tuple[str, Row]]]]:
-    """(name, stem, rows) of every file of a source."""
+def _open_source(path: str, named: str | None) -> Iterator[tuple[str, str, bool, Iterator[tuple[str, Row]]]]:
+    """(name, stem, whether it is the named split as a whole, rows) of every file of a source."""
     if source_is_hub(path):
-        yield expand_path(path), expand_path(path).split("/")[-1], _read_hub(expand_path(path), named)
+        name = expand_path(path)
+        yield name, name.split("/")[-1], True, _read_hub(name, named)
         return
     root = Path(expand_path(path))
     if root.is_dir():
         files = sorted(p for p in root.rglob("*") if p.is_file() and _extension(p.name) and not p.name.startswith("."))
         if not files:
             raise UserError(f"{root} holds no files to read ({', '.join(EXTENSIONS)}, gzip or not)")
-        if named is not None:
-            inside = [p for p in files if _names_split(str(p.relative_to(root)), named)]
-            files = inside or files
+        by_name = [p for p in files if named is not None and _names_split(p.relative_to(root), named)]
+        files = by_name or files
     elif root.is_file():
         files = [root]
+        by_name = files if named is not None and _names_split(Path(root.name), named) else []
     else:
         raise UserError(f"{root} does not exist: give a file, a folder or a hub name (owner/name)")
     for file in files:
-        yield str(file), _stem(file.name), _read_file(file)
+        yield str(file), _stem(file.name), bool(by_name), _read_file(file)
 
 
-def _names_split(name: str, split: str) -> bool:
+def _names_split(path: Path, split: str) -> bool:
     """train.jsonl, train-00000-of-00002.parquet and train/part.csv are all of the split `train`."""
-    parts = Path(name).parts
-    return split in parts[:-1] or re.fullmatch(rf"{re.escape(split)}(?:[-_.]\d.*)?", _stem(parts[-1])) is not None
+    numbered = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?")
+    return split in path.parts[:-1] or numbered.fullmatch(_stem(path.name)) is not None
 
 
 def _extension(name: str) -> str | None:
@@ -301,8 +300,10 @@ def _stem(name: str) -> str:
 def _read_hub(name: str, named: str | None) -> Iterator[tuple[str, Row]]:
     import datasets  # slow to import, and needed here alone
 
+    match = _HUB_NAME.fullmatch(name)
+    assert match is not None
     try:
-        data = datasets.load_dataset(name)
+        data = datasets.load_dataset(match[1], match[2])
     except Exception as error:  # the hub client raises dozens of kinds
         raise UserError(f"{name} is no file or folder here, and the hub did not give it: {error}") from error
     split = named or "train"
@@ -405,9 +406,12 @@ def _read_csv(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
 
 def _cell(text: str) -> Any:
     """A cell that holds messages as JSON becomes messages; an empty cell becomes an absent field."""
-    if text.lstrip().startswith(("[{", '{"')):
+    if text.lstrip().startswith(("[", "{")):
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except json.JSONDecodeError:
             return text
-    return text if text else None
+        items = value if isinstance(value, list) else [value]
+        if items and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in items):
+            return value
+    return text or None
