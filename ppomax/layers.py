@@ -113,14 +113,16 @@ def words_to_layers(cls: type[Section], words: Sequence[str]) -> list[Layer]:
         word = rest.pop(0)
         if not word.startswith("--") or word == "--":
             raise UserError(
-                f"unexpected word {word!r} on the command line: options are --field value (several values are one "
-                "YAML list: --data '[a, b]'), and a YAML file comes first"
+                f"unexpected word {word!r} on the command line: options are --field value, and files come before them"
             )
         name, equals, text = word[2:].partition("=")
         path, annotation = _locate(cls, name)
+        many: list[str] = []
         if not equals:
             if rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
+                while _takes_many(annotation) and rest and not rest[0].startswith("--"):
+                    many = [*(many or [text]), rest.pop(0)]
             elif _accepts(annotation, bool):
                 text = "true"
             elif section_of(annotation) is not None:
@@ -129,14 +131,32 @@ def words_to_layers(cls: type[Section], words: Sequence[str]) -> list[Layer]:
                 raise UserError(f"--{name} needs a value")
         tree = (elements if any(isinstance(part, int) for part in path) else whole).tree
         if path in tree.lines and typing.get_origin(annotation) is list:
-            raise UserError(f"--{name} is given twice; several values are one YAML list: --{name} '[a, b]'")
-        parsed = Tree(value=text) if _is_plain_text(annotation, text) else yaml_tree.parse(text, f"--{name}")
+            raise UserError(f"--{name} is given twice; give all values at once: --{name} A B")
+        if many:
+            parsed = _several(many, name)
+        else:
+            parsed = Tree(value=text) if _is_plain_text(annotation, text) else yaml_tree.parse(text, f"--{name}")
         tree.lines[path] = 1
         tree.texts[path] = text
         tree.lines.update({(*path, *below): line for below, line in parsed.lines.items()})
         tree.texts.update({(*path, *below): written for below, written in parsed.texts.items()})
         _put(tree.value, path, parsed.value)
     return [whole, elements]
+
+
+def _takes_many(annotation: Any) -> bool:
+    """Whether ``--data a b`` means the list [a, b]."""
+    return typing.get_origin(annotation) is list
+
+
+def _several(words: Sequence[str], name: str) -> Tree:
+    out = Tree(value=[])
+    for i, word in enumerate(words):
+        one = yaml_tree.parse(word, f"--{name}")
+        out.value.append(one.value)
+        out.lines.update({(i, *below): line for below, line in one.lines.items()})
+        out.texts.update({(i, *below): written for below, written in one.texts.items()})
+    return out
 
 
 def _is_plain_text(annotation: Any, text: str) -> bool:

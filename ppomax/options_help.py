@@ -13,10 +13,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ppomax.config import Section
+from ppomax.config import RunConfig, Section
 from ppomax.layers import element_of, preset_names, section_of
 
+USAGE = {
+    "new-model": "OUT --tokenizer-from DATA ... [--field value ...]",
+    "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
+    "chat": "MODEL [--against OTHER] [--field value ...]",
+}
+"""after the verb; stages have their own"""
 EXAMPLES = {
+    "new-model": (
+        "ppomax new-model base --size 6m --tokenizer-from dialogues.jsonl texts.jsonl.gz",
+        "ppomax new-model base --tokenizer-from '{path: books, layout: text, limit: 5000}' --vocab-size 8192",
+    ),
+    "generate": (
+        "ppomax generate runs/ppo/final prompts.jsonl --out answers.jsonl",
+        "ppomax generate runs/ppo/final prompts.jsonl --out answers.jsonl --resume",
+        "ppomax generate runs/sft/final a.jsonl b.parquet --out answers.jsonl --sampling.temperature 0",
+    ),
+    "chat": (
+        "ppomax chat runs/ppo/final",
+        "ppomax chat runs/ppo/final --against runs/sft/final --sampling.temperature 0.5",
+        "echo 'Hello' | ppomax chat runs/ppo/final",
+    ),
     "sft": (
         "ppomax sft --model base --data dialogues.jsonl --output-dir runs/sft",
         "ppomax sft sft.yaml --optim.lr 3e-4 --epochs 3",
@@ -123,15 +143,15 @@ def help_text(cls: type[Section], verb: str = "", *, width: int | None = None, c
     width = width or max(80, shutil.get_terminal_size((110, 24)).columns)
     buffer = io.StringIO()
     console = Console(file=buffer, width=width, force_terminal=colour, highlight=False)
-    console.print(Text(f"usage: ppomax {verb} [CONFIG.yaml] [--field value ...] [--resume] [--print-config]"))
+    is_stage = issubclass(cls, RunConfig)
+    usage = "[CONFIG.yaml] [--field value ...] [--resume] [--print-config]" if is_stage else USAGE.get(verb, "")
+    console.print(Text(f"usage: ppomax {verb} {usage}"))
     console.print(Text((cls.__doc__ or "").strip()))
-    console.print(
-        Text(
-            "\nDefaults < preset < YAML file < command line. "
-            "Values are YAML: numbers, true, null, '[a, b]', '{path: a}'.\n"
-            "--resume goes on with a run that was stopped; --print-config shows the resolved YAML and stops."
-        )
-    )
+    values = "Values are YAML: numbers, true, null, '[a, b]', '{path: a}'; a list may also be several words."
+    console.print(Text(f"\n{values}"))
+    if is_stage:
+        console.print(Text("Defaults < preset < YAML file < command line."))
+        console.print(Text("--resume goes on with a stopped run; --print-config shows the resolved YAML and stops."))
     if "preset" in cls.model_fields:
         console.print(Text(f"Presets: {', '.join(preset_names())} (`ppomax details` compares them)."))
     for heading, rows in sections(cls):

@@ -11,6 +11,7 @@ the ``{% generation %}`` marks, so that a policy learns to stop. All other turns
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,14 @@ def fresh_model(
     return model.eval()
 
 
+def require_empty(out: str | Path) -> Path:
+    """``out`` as a path that is absent or an empty folder; anything else is a UserError."""
+    folder = Path(out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} already exists and is not empty: choose another place for the new model")
+    return folder
+
+
 def new_model(
     out: str | Path, texts: Iterable[str], *, size: str = "6m", vocab_size: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
@@ -144,10 +153,8 @@ def new_model(
 
     Returns ``{"parameters": int, "vocabulary": int}``.
     """
-    folder = Path(out)
+    folder = require_empty(out)
     shape = size_named(size)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists and is not empty: choose another place for the new model")
     tokenizer = train_tokenizer(texts, vocab_size or shape.vocab_size)
     model = fresh_model(
         size,
@@ -157,7 +164,12 @@ def new_model(
         eos_id=tokenizer.eos_token_id,
         seed=seed,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
+    part = folder.with_name(f".{folder.name}.part")  # whole or absent, never half
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    tokenizer.save_pretrained(part)
+    model.save_pretrained(part)
+    if folder.exists():
+        folder.rmdir()
+    part.replace(folder)
     return {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}

@@ -1,0 +1,166 @@
+"""``ppomax generate MODEL PROMPTS... --out FILE.jsonl``: answers to files of prompts, in any layout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ppomax.commands.stage import sort_words
+from ppomax.config import ChatTemplate, Mixture, SamplingConfig, Section
+from ppomax.errors import UserError
+from ppomax.options import resolve
+
+CHUNK = 4
+"""batches between two writes"""
+
+
+class GenerateConfig(Section):
+    """Answers to files of prompts. The sampling defaults are the paper's: temperature .8, top-p .9, repetition 1.1."""
+
+    model: str
+    """directory or hub name"""
+    prompts: Mixture = Field(min_length=1)
+    """prompts in any layout; pairs and dialogues give theirs"""
+    out: str
+    """JSON lines to write: prompt (messages), response, finished, tokens, seed; an existing file is refused"""
+    sampling: SamplingConfig = SamplingConfig(
+        max_new_tokens=2048, temperature=0.8, top_p=0.9, repetition_penalty=1.1, batch_size=16
+    )
+    """how responses are drawn; max_new_tokens is lowered to what the model's context leaves, and that is said"""
+    chat_template: ChatTemplate = "model"
+    """how dialogues become text"""
+    max_prompt_length: int | None = Field(None, ge=1)
+    """longest prompt in tokens; null: half of the model's context"""
+    overlong: Literal["drop", "truncate"] = "truncate"
+    """longer prompts are dropped, or lose their left; either is counted and reported"""
+    split_seed: int = 0
+    """seed of all hash splits"""
+    seed: int = 0
+    """seeds sampling: each answer has its own random numbers, whatever batch it is in"""
+    device: str = "auto"
+    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`"""
+    precision: Literal["float32", "bf16"] = "float32"
+    """arithmetic of the forward pass"""
+    trust_remote_code: bool = False
+    """run Python code that comes with a model"""
+
+
+def context_of(model: Any, default: int = 4096) -> int:
+    """Positions that the model has room for."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or default)
+
+
+def generate(config: GenerateConfig, *, resume: bool = False) -> int:
+    """Write the answers, some batches at a time; returns how many lines the file has."""
+    out = Path(config.out).expanduser()
+    if out.exists() and not resume:
+        raise UserError(f"{out} already exists: choose another file, or add --resume to go on with it")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent} is not a folder: make it first, or choose another --out")
+
+    from ppomax.data.chat import ChatFormat, truncate_left
+    from ppomax.data.sources import load_mixture
+    from ppomax.models.loading import load_causal_lm, load_tokenizer
+    from ppomax.rollout.engine import sample_seed
+    from ppomax.rollout.transformers_engine import TransformersEngine
+    from ppomax.train.parallel import pick_device
+    from ppomax.train.progress import ProgressLine
+
+    records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
+    for line in report.lines():
+        print(line, file=sys.stderr)
+    chat_format = ChatFormat(load_tokenizer(config.model, config.trust_remote_code), config.chat_template)
+    model = load_causal_lm(config.model, pick_device(config.device), config.trust_remote_code)
+
+    room = context_of(model)
+    longest = min(config.max_prompt_length or room // 2, room - 1)
+    encoded: list[tuple[list[Any], list[int]]] = []
+    over = 0
+    for record in records:
+        messages = list(record.messages)  # type: ignore[union-attr]
+        ids = chat_format.encode_prompt(messages)
+        if len(ids) > longest:
+            over += 1
+            if config.overlong == "drop":
+                continue
+            fitted = truncate_left(ids, [], longest, chat_format.bos_id)
+            ids = fitted[0] if fitted else ids[-longest:]
+        encoded.append((messages, ids))
+    if over:
+        done = "dropped" if config.overlong == "drop" else "cut at the left"
+        print(f"{over} prompts longer than {longest} tokens: {done}", file=sys.stderr)
+    if not encoded:
+        raise UserError(f"no prompts left: all are longer than {longest} tokens; raise max_prompt_length")
+    limit = min(config.sampling.max_new_tokens, room - max(len(ids) for _, ids in encoded))
+    if limit < config.sampling.max_new_tokens:
+        print(f"the context of {room} tokens leaves {limit} new tokens an answer", file=sys.stderr)
+    sampling = config.sampling.model_copy(update={"max_new_tokens": limit})
+    engine = TransformersEngine(model, chat_format, sampling, bf16=config.precision == "bf16")
+
+    each = sampling.samples_per_prompt
+    jobs = [(messages, ids, k) for messages, ids in encoded for k in range(each)]
+    start = _answered(out, [messages for messages, _, _ in jobs]) if resume else 0
+    chunk = CHUNK * sampling.batch_size
+    with ProgressLine("generate", len(jobs), done=start) as bar, out.open("a", encoding="utf-8") as file:
+        for first in range(start, len(jobs), chunk):
+            part = jobs[first : first + chunk]
+            seeds = [sample_seed(config.seed, first + i) for i in range(len(part))]
+            for (messages, _, _), seed, completion in zip(
+                part, seeds, engine.generate([ids for _, ids, _ in part], seeds), strict=True
+            ):
+                record_out = {
+                    "prompt": messages,
+                    "response": chat_format.decode(completion.response_ids),
+                    "finished": completion.finished,
+                    "tokens": len(completion.response_ids),
+                    "seed": seed,
+                    "model": config.model,
+                }
+                file.write(json.dumps(record_out, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.step(len(part))
+    return len(jobs)
+
+
+def _answered(out: Path, prompts: list[list[Any]]) -> int:
+    """Whole lines already in ``out``, which must answer the same prompts; the half line of a kill is cut off."""
+    if not out.exists():
+        return 0
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.split(b"\n")[:-1]
+    for number, line in enumerate(lines):
+        try:
+            same = number < len(prompts) and json.loads(line)["prompt"] == prompts[number]
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise UserError(
+                f"{out}:{number + 1}: does not answer prompt {number + 1} of these files: use another --out"
+            )
+    if len(whole) < len(data):
+        out.write_bytes(whole)
+    return len(lines)
+
+
+def main(verb: str, words: list[str]) -> int:
+    """Run the verb."""
+    given = sort_words(words, ["--resume"])
+    if "--help" in given.switches:
+        from ppomax.options_help import help_text
+
+        print(help_text(GenerateConfig, verb))
+        return 0
+    options = list(given.options)
+    if given.leading:
+        options.append(f"--model={given.leading[0]}")
+    if len(given.leading) > 1:
+        options += ["--prompts", *given.leading[1:]]
+    config = resolve(GenerateConfig, options)
+    lines = generate(config, resume="--resume" in given.switches)
+    print(f"{config.out}: {lines} answers")
+    return 0
