@@ -11,8 +11,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  A_t = delta_t + gamma lam A_{t+1}. The next state of the last token is
     terminal. Gaps in the mask are stepped over: t + 1 is the next *valid* token, and what stands in a gap, NaN
-    included, never matters.
+    included, never matters. Computed in float32 or better, whatever comes in.
     """
+    # whole numbers or bf16 would otherwise truncate every advantage in silence
+    dtype = torch.promote_types(torch.promote_types(rewards.dtype, values.dtype), torch.float32)
+    rewards, values = rewards.to(dtype), values.to(dtype)
     advantages = torch.zeros_like(values)
     next_value = torch.zeros_like(values[:, 0])
     next_advantage = torch.zeros_like(values[:, 0])
