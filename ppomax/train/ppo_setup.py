@@ -122,7 +122,7 @@ def prepare(
             precision=config.precision,
             micro_batch_tokens=config.micro_batch_tokens,
             trust_remote_code=trust,
-        )  # fmt: skip
+        )
         for source in (given or config.reward)
     ]
     if not sources:
