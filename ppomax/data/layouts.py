@@ -419,7 +419,7 @@ def _layout_of(row: Row) -> str | None:
         return "messages"
     if "conversations" in has:
         turns = row["conversations"]
-        named = isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "role" in turns[0]
+        named = isinstance(turns, list | tuple) and bool(turns) and isinstance(turns[0], dict) and "role" in turns[0]
         return "messages" if named else "sharegpt"
     if ("prompt" in has and {"completion", "response"} & has) or (
         "instruction" in has and {"output", "response"} & has
