@@ -112,11 +112,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _remove(checkpoint: Path) -> None:
-    """Hide, then delete: a kill in between leaves no half checkpoint under a checkpoint's name."""
-    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
-    checkpoint.replace(hidden)
-    shutil.rmtree(hidden)
+def _hide(checkpoint: Path) -> Path:
+    """Rename before deleting, since a kill half-way must leave no half checkpoint under a checkpoint's name."""
+    return checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.old"))
 
 
 def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
@@ -131,13 +129,12 @@ def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Any], keep: int
     for file in temporary.iterdir():
         _sync(file)
     _sync(temporary)
-    if target.exists():
-        _remove(target)
+    doomed = [_hide(target)] if target.exists() else []
     temporary.replace(target)
     _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        if old != target:
-            _remove(old)
+    doomed += [_hide(old) for old in list_checkpoints(folder)[:-keep] if old != target]
+    for hidden in doomed:
+        shutil.rmtree(hidden)
     return target
 
 
