@@ -118,8 +118,8 @@ class ChatFormat:
     def encode_pair(self, pair: PreferencePair) -> tuple[list[int], list[int], list[int]]:
         """Ids of prompt, chosen and rejected; both answers end with the end-of-turn token."""
         prompt, chosen, _ = self.encode_continuation(pair.prompt, pair.chosen)
-        _, rejected, _ = self.encode_continuation(pair.prompt, pair.rejected)
-        return prompt, chosen, rejected
+        rejected, _ = self.encode_dialogue([*pair.prompt, *pair.rejected])
+        return prompt, chosen, rejected[len(prompt) :]
 
     def encode_response(self, prompt_messages: Sequence[Message], text: str, finished: bool = True) -> list[int]:
         """Ids of an answer given as text; without its end-of-turn token when it was cut off (``finished`` False)."""

@@ -71,12 +71,12 @@ def parse_content(value: Any, name: str, place: Place) -> str:
     raise place.error(f"{name} must be a string, not {_kind(value)}")
 
 
-def parse_messages(value: Any, name: str, place: Place) -> list[Message]:
+def parse_messages(value: Any, name: str, place: Place, needed: str = "a list of messages") -> list[Message]:
     """Messages in either naming (role/content, from/value), roles mapped to ours, one-role runs merged."""
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise place.error(f"{name} must be a list of messages, not {_kind(value)}")
+        raise place.error(f"{name} must be {needed}, not {_kind(value)}")
     messages: list[Message] = []
     for i, item in enumerate(value):
         at = f"{name}[{i}]"
@@ -131,7 +131,7 @@ def parse_transcript(text: str, place: Place) -> list[Message]:
 def _prompt(value: Any, name: str, place: Place) -> list[Message]:
     """A prompt as plain text (one user turn), as an HH transcript that awaits an answer, or as messages."""
     if not isinstance(value, str):
-        return parse_messages(value, name, place)
+        return parse_messages(value, name, place, "text or a list of messages")
     if _HH_START.match(value):
         return parse_transcript(_await_answer(value), place)
     if not value.strip():
@@ -243,7 +243,7 @@ def _sides(row: Row, place: Place) -> tuple[Any, Any]:
 
 def _answer(value: Any, name: str, place: Place) -> list[Message]:
     if not isinstance(value, str):
-        return parse_messages(value, name, place)
+        return parse_messages(value, name, place, "text or a list of messages")
     if not value.strip():
         raise Dropped("empty response")
     return [{"role": "assistant", "content": value}]
