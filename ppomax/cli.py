@@ -7,6 +7,7 @@ that the user can mend, 130 after Ctrl-C.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ppomax: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `ppomax details | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("ppomax: interrupted", file=sys.stderr)
         return 130

@@ -56,7 +56,22 @@ def warnings_for(config: RunConfig) -> list[str]:
     out = [f"{name} does nothing: {why}" for name, why in inert.items() if _look(given, name) != _look(baseline, name)]
     if isinstance(config, PPOConfig):
         out += [f"{name} does nothing: {why}" for name, why in _inert_reward_options(config)]
-        out += _notes_on_batches(config)
+        out += _notes_on_batches(config) + _overridden(config)
+    return out
+
+
+def _overridden(config: PPOConfig) -> list[str]:
+    """Switches of the preset that are set otherwise: a file may win over a ``--preset`` of the command line unnoticed."""
+    tree = preset_layer(config.preset).tree
+    given = config.model_dump()
+    out = []
+    for path in tree.texts:
+        name = ".".join(str(part) for part in path)
+        value = tree.value
+        for part in path:
+            value = value[part]
+        if all(isinstance(part, str) for part in path) and _look(given, name) != value:
+            out.append(f"{name} is {_look(given, name)}, not {value} as in preset {config.preset}: fields win over presets")
     return out
 
 
@@ -103,8 +118,10 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
     if not config.advantage.normalise:
         yield "advantage.std", "advantage.normalise is off"
     if surrogate.kind != "clip":
-        for name in ("clip_range", "clip_range_high", "dual_clip"):
+        for name in ("clip_range", "clip_range_high"):
             yield f"surrogate.{name}", f"surrogate.kind is {surrogate.kind}"
+    if surrogate.kind == "penalty":
+        yield "surrogate.dual_clip", "surrogate.kind is penalty"
     if surrogate.kind != "penalty":
         yield "surrogate.penalty_coef", f"surrogate.kind is {surrogate.kind}"
     if config.gae.gamma == 0:

@@ -10,7 +10,7 @@ from pydantic import Field
 from ppomax.commands.stage import sort_words
 from ppomax.config import DataSource, Mixture, Section
 from ppomax.errors import UserError
-from ppomax.options import resolve
+from ppomax.options import dump_yaml, resolve
 
 
 class NewModelConfig(Section):
@@ -60,7 +60,14 @@ def make_new_model(config: NewModelConfig) -> None:
     require_empty(config.output_dir)  # before minutes of reading
     texts = texts_of(config.tokenizer_from)
     print(f"training a tokenizer on {len(texts):,} texts, {sum(map(len, texts)):,} characters", file=sys.stderr)
-    made = new_model(config.output_dir, texts, size=config.size, vocab_size=config.vocab_size, seed=config.seed)
+    made = new_model(
+        config.output_dir,
+        texts,
+        size=config.size,
+        vocab_size=config.vocab_size,
+        seed=config.seed,
+        config_yaml=dump_yaml(config),
+    )
     print(f"{config.output_dir}: {made['parameters']:,} parameters, vocabulary {made['vocabulary']:,}")
 
 

@@ -147,11 +147,17 @@ def require_empty(out: str | Path) -> Path:
 
 
 def new_model(
-    out: str | Path, texts: Iterable[str], *, size: str = "6m", vocab_size: int | None = None, seed: int = 0
+    out: str | Path,
+    texts: Iterable[str],
+    *,
+    size: str = "6m",
+    vocab_size: int | None = None,
+    seed: int = 0,
+    config_yaml: str | None = None,
 ) -> dict[str, Any]:
     """Train a tokenizer on ``texts``, draw a model, and save both in ``out``, which must be absent or empty.
 
-    Returns ``{"parameters": int, "vocabulary": int}``.
+    ``config_yaml`` is kept as ``config.yaml`` beside the model. Returns ``{"parameters": int, "vocabulary": int}``.
     """
     folder = require_empty(out)
     shape = size_named(size)
@@ -169,6 +175,8 @@ def new_model(
     part.mkdir(parents=True)
     tokenizer.save_pretrained(part)
     model.save_pretrained(part)
+    if config_yaml is not None:
+        (part / "config.yaml").write_text(config_yaml, encoding="utf-8")
     if folder.exists():
         folder.rmdir()
     part.replace(folder)
