@@ -132,8 +132,8 @@ def words_to_layers(cls: type[Section], words: Sequence[str]) -> list[Layer]:
         tree = (elements if any(isinstance(part, int) for part in path) else whole).tree
         if path in tree.lines and typing.get_origin(annotation) is list:
             raise UserError(f"--{name} is given twice; give all values at once: --{name} A B")
-        if many:
-            parsed = _several(many, name)
+        if many or (_takes_many(annotation) and not text.lstrip().startswith(("[", "{")) and not _is_null(text)):
+            parsed = _several(many or [text], name)
         else:
             parsed = Tree(value=text) if _is_plain_text(annotation, text) else yaml_tree.parse(text, f"--{name}")
         tree.lines[path] = 1
@@ -144,15 +144,20 @@ def words_to_layers(cls: type[Section], words: Sequence[str]) -> list[Layer]:
     return [whole, elements]
 
 
+def _is_null(text: str) -> bool:
+    return text.strip() in ("null", "Null", "NULL", "~", "")
+
+
 def _takes_many(annotation: Any) -> bool:
     """Whether ``--data a b`` means the list [a, b]."""
     return typing.get_origin(annotation) is list
 
 
 def _several(words: Sequence[str], name: str) -> Tree:
+    """Words as a list of texts and, where they open a brace, mappings."""
     out = Tree(value=[])
     for i, word in enumerate(words):
-        one = yaml_tree.parse(word, f"--{name}")
+        one = yaml_tree.parse(word, f"--{name}") if word.lstrip().startswith("{") else Tree(word, {(): 1}, {(): word})
         out.value.append(one.value)
         out.lines.update({(i, *below): line for below, line in one.lines.items()})
         out.texts.update({(i, *below): written for below, written in one.texts.items()})
@@ -161,7 +166,7 @@ def _several(words: Sequence[str], name: str) -> Tree:
 
 def _is_plain_text(annotation: Any, text: str) -> bool:
     """A text field on the command line takes its word as it is, whatever YAML would make of it (`a: b`, `[x`, `*`)."""
-    if not _accepts(annotation, str) or text.strip().lower() in ("null", "~", ""):
+    if not _accepts(annotation, str) or _is_null(text):
         return False
     lists_too = any(typing.get_origin(part) is list for part in typing.get_args(annotation))
     return not (lists_too and text.lstrip().startswith("["))
@@ -299,8 +304,8 @@ def _as_written(annotation: Any, value: Any, layer: Layer, here: Path) -> Any:
 
 
 def _unknown_key(cls: type[Section], key: str, layer: Layer, here: Path) -> str:
-    names = list(field_names(cls))
-    hint = did_you_mean(key.replace("-", "_"), names)
+    above = "".join(f"{part}." for part in here[:-1])
+    hint = did_you_mean(key.replace("-", "_"), list(field_names(cls)), above)
     full = ".".join(map(str, here))
     return f"{layer.place(here)}: unknown field {full!r}{hint}"
 

@@ -71,7 +71,9 @@ def _overridden(config: PPOConfig) -> list[str]:
         for part in path:
             value = value[part]
         if all(isinstance(part, str) for part in path) and _look(given, name) != value:
-            out.append(f"{name} is {_look(given, name)}, not {value} as in preset {config.preset}: fields win over presets")
+            out.append(
+                f"{name} is {_look(given, name)}, not {value} as in preset {config.preset}: fields win over presets"
+            )
     return out
 
 

@@ -97,11 +97,13 @@ def read(path: str | FilePath) -> Tree:
 def _construct(loader: _Loader, node: yaml.Node, path: Path, tree: Tree, where: str) -> Any:
     tree.lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
-        given = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        given: set[str] = set()
         for key_node, _ in node.value:
-            if isinstance(key_node.value, str) and given.count(key_node.value) > 1:
-                key, line = key_node.value, key_node.start_mark.line + 1
+            key = key_node.value if isinstance(key_node.value, str) else ""
+            if key in given and key_node.tag != "tag:yaml.org,2002:merge":
+                line = key_node.start_mark.line + 1
                 raise UserError(f"{where}:{line}: key {key!r} occurs twice in one mapping; keep one")
+            given.add(key)
         loader.flatten_mapping(node)
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
