@@ -13,10 +13,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.scalar import reset_unit
+
+transformers_logging.disable_progress_bar()  # a bar for every file read or written drowns our own
 
 
 def _require_model(path: str) -> None:

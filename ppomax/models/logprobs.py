@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = 2**25
 """largest positions x vocabulary block held at once (128 MiB in float32)"""
 
 
-def inner_model(model: nn.Module) -> Any:
+def inner_model(model: Any) -> Any:
     """The transformers model inside, with or without adapters around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -7,14 +7,44 @@ stock loader ignores it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from ppomax.data.batches import pad_sequences, token_budget
+from ppomax.errors import UserError
 from ppomax.models.logprobs import hidden_states, inner_model
+
+
+def on_backbone(causal: Any, *, pad_id: int) -> Any:
+    """Sequence-classification model with one label on the backbone of ``causal``, whose weights it shares.
+
+    Its linear unit is all zeros until `reset_unit`. ``pad_id`` goes into the config: the stock forward pass reads the
+    last token that is not a pad, so it must differ from every token that can end a sequence.
+    """
+    config = copy.deepcopy(causal.config)
+    config.num_labels = 1
+    config.pad_token_id = pad_id
+    config.reward_offset = 0.0
+    try:
+        with torch.device("meta"):  # the backbone it draws is thrown away
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise UserError(f"{type(causal).__name__} has no sequence-classification form in transformers") from None
+    prefix = model.base_model_prefix
+    unit = getattr(model, "score", None)
+    if not isinstance(unit, nn.Linear) or not hasattr(causal, prefix) or causal.base_model_prefix != prefix:
+        raise UserError(f"{type(model).__name__} has no `score` layer on the backbone of {type(causal).__name__}")
+    setattr(model, prefix, getattr(causal, prefix))
+    model.score = nn.Linear(unit.in_features, 1, bias=unit.bias is not None, device=causal.device)
+    nn.init.zeros_(model.score.weight)
+    if model.score.bias is not None:
+        nn.init.zeros_(model.score.bias)
+    return model.eval()
 
 
 def unit_outputs(model: nn.Module, hidden: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ STOP_WINDOW = 32
 class InPlaceLayer(DynamicLayer):
     """One layer's cache with room for ``capacity`` positions from the start."""
 
+    is_initialized: bool
+
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity, self.length = capacity, 0
@@ -134,15 +136,18 @@ class TransformersEngine:
             drawn = next_tokens(logits, uniforms[:, step], seen, config)
             if seen is not None:
                 seen.scatter_(1, drawn[:, None], True)
-            out: tuple[list[int], list[int], list[bool]] = ([], [], [])
+            live: list[int] = []
+            tokens: list[int] = []
+            ends: list[bool] = []
             for i, token in enumerate(drawn.tolist()):
                 if running[i]:
                     ended = self._ends(texts[i], token)
                     texts[i].append(token)
                     running[i] = not ended
-                    for column, value in zip(out, (rows[i], token, ended), strict=True):
-                        column.append(value)  # type: ignore[arg-type]
-            yield out
+                    live.append(rows[i])
+                    tokens.append(token)
+                    ends.append(ended)
+            yield live, tokens, ends
             alive = sum(running)
             if alive == 0:
                 return

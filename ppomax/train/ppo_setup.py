@@ -134,7 +134,7 @@ def _critic(config: PPOConfig, policy: Any, device: Any, trust: bool) -> Any:
     """Detail 8: from the reward model, from the policy's start with a fresh head, or from a directory."""
     if config.critic.init == "policy":
         return scalar_from_causal(policy, config.seed)
-    path: str | None = config.critic.init
+    path = config.critic.init
     if path == "reward":
         models = [s.model for s in config.reward if s.model]
         if not models:
@@ -209,7 +209,7 @@ def _ptx(
         say(ranks, *report.lines())
     else:
         records = list(given)
-    encoded = []
+    encoded: list[tuple[list[int], list[bool]]] = []
     for record in records:
         if isinstance(record, Text):
             ids = chat_format.encode_text(record.text)
@@ -217,7 +217,7 @@ def _ptx(
                 piece = ids[start : start + config.ptx.max_length]
                 if len(piece) > 1:
                     encoded.append((piece, [False] + [True] * (len(piece) - 1)))
-        else:
+        elif isinstance(record, Dialogue):
             fitted = fit_dialogue(
                 *chat_format.encode_dialogue(record.messages), config.ptx.max_length, "truncate", chat_format.bos_id
             )
