@@ -28,15 +28,15 @@ from ppomax.config import SFTConfig
 from ppomax.data.batches import EpochOrder, pack, pad_sequences, token_budget
 from ppomax.data.chat import ChatFormat, fit_dialogue
 from ppomax.data.records import Dialogue, Text
-from ppomax.data.sources import holdout, load_mixture
 from ppomax.errors import UserError
 from ppomax.models import loading
 from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, token_logprobs, unembed
-from ppomax.train.card import fingerprint, model_card
+from ppomax.train.card import model_card
 from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
 from ppomax.train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
+from ppomax.train.records import load_records
 from ppomax.train.run import RunDirectory, precision
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng", "progress"]
@@ -259,7 +259,7 @@ def train_sft(
     tokenizer = loading.check_tokenizer(tokenizer) if tokenizer is not None else loading.load_tokenizer(
         config.model, config.trust_remote_code
     )  # fmt: skip
-    records, held_out, data_lines = _records(config, records, eval_records)
+    records, held_out, data_lines = load_records(config, "dialogue", records, eval_records)
     has_dialogues = any(isinstance(r, Dialogue) for r in records)
     own_template = has_dialogues or tokenizer.chat_template or config.chat_template != "model"
     chat = ChatFormat(tokenizer, config.chat_template if own_template else "human_assistant_en")
@@ -349,38 +349,6 @@ def train_sft(
         run.log({"update": total, "epoch": order.position / len(rows), **_flat(results)})
     _finish(run, config, model, tokenizer, chat if has_dialogues else None, data_lines, first_evaluation, results)
     return SFTResult(run.path, results, model, tokenizer)
-
-
-def _records(
-    config: SFTConfig, records: Sequence[Dialogue | Text] | None, held_out: Sequence[Dialogue | Text] | None
-) -> tuple[list[Any], list[Any], list[str]]:
-    """(training records, held-out records, lines of the load reports)."""
-    lines: list[str] = []
-    train: list[Any]
-    if records is None:
-        train, report = load_mixture(config.data, "dialogue", split_seed=config.split_seed)
-        lines += report.lines()
-    else:
-        train = list(records)
-        lines.append(f"memory: {len(train)} records")
-    evaluation: list[Any]
-    if held_out is not None:
-        evaluation = list(held_out)
-    elif config.eval_data:
-        evaluation, report = load_mixture(config.eval_data, "dialogue", split_seed=config.split_seed)
-        lines += [f"held out: {line}" for line in report.lines()]
-    else:
-        train, evaluation = holdout(train, config.eval_fraction, config.split_seed)
-    for record in [*train, *evaluation]:
-        if not isinstance(record, Dialogue | Text):
-            raise UserError(f"records: expected Dialogue or Text, found {type(record).__name__}")
-    if not train:
-        raise UserError("data: no record is left for training; lower eval_fraction or add data")
-    shared = {r.key for r in train} & {r.key for r in evaluation}
-    if shared:
-        lines.append(f"warning: {len(shared)} held-out prompts also occur in the training data")
-    lines.append(f"{len(train)} training records ({fingerprint(train)}), {len(evaluation)} held out ({fingerprint(evaluation)})")
-    return train, evaluation, lines
 
 
 def _finish(

@@ -1,0 +1,485 @@
+"""The reward model (sections 3.1 and 4 of the paper): a language-model backbone with one linear unit at the last token.
+
+    ppomax reward CONFIG.yaml                                  one process
+    torchrun --nproc-per-node 8 -m ppomax reward CONFIG.yaml   eight GPUs
+
+Loss of a pair: -log sigmoid(r(x, y_w) - r(x, y_l) - margin) + lm_coef * NLL(y_w | x), the second term through the LM head
+of the same backbone, as the mean over the answer's tokens. Loss of an update: the mean over its pairs, over all
+micro-batches and ranks. Batches are balanced by tokens. Equations 1 and 2 of the paper are printed with other signs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ppomax.config import RewardConfig
+from ppomax.data.batches import balanced_batches, pad_sequences, token_budget
+from ppomax.data.chat import ChatFormat, fit_dialogue, truncate_left
+from ppomax.data.records import Dialogue, PreferencePair
+from ppomax.data.sources import load_mixture
+from ppomax.errors import UserError
+from ppomax.evaluate.reward_figures import draw_accuracy, draw_calibration, draw_gap_histogram
+from ppomax.evaluate.reward_model import accuracy_rows, evaluate_pairs, format_table, most_confidently_wrong
+from ppomax.models import loading
+from ppomax.models.logprobs import hidden_states, inner_model, token_logprobs
+from ppomax.models.scalar import on_backbone, reset_unit, score_sequences, unit_outputs
+from ppomax.train.card import model_card
+from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
+from ppomax.train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from ppomax.train.parallel import Ranks, join
+from ppomax.train.progress import ProgressLine
+from ppomax.train.records import load_records
+from ppomax.train.run import RunDirectory, plain, precision
+
+CHECKPOINT_PARTS = ["model", "optimizer", "rng"]
+TRAIN_SAMPLE = 1000
+"""at most this many training pairs are scored beside the held-out ones"""
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What `train_reward` leaves: the run directory, evaluation.json, and the reward model in memory."""
+
+    path: Path
+    metrics: dict[str, Any]
+    model: Any
+    tokenizer: Any
+
+
+# ------------------------------------------------------------------------------------ pairs to batches
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One pair as tokens; both sides share the prompt, truncated alike."""
+
+    chosen: np.ndarray
+    """(L,) int32, prompt and preferred answer"""
+    rejected: np.ndarray
+    """(L',) int32, prompt and the other answer"""
+    imitated: np.ndarray
+    """(L,) bool: assistant tokens of the preferred answer"""
+    margin: float
+    pair: PreferencePair
+
+    @property
+    def tokens(self) -> int:
+        return len(self.chosen) + len(self.rejected)
+
+    @property
+    def longest(self) -> int:
+        return max(len(self.chosen), len(self.rejected))
+
+
+def encode_pairs(
+    pairs: Sequence[PreferencePair], chat: ChatFormat, config: RewardConfig
+) -> tuple[list[EncodedPair], list[str]]:
+    """Tokenise; returns the pairs that remain and lines that say what was truncated or dropped. Answers stay whole."""
+    encoded: list[EncodedPair] = []
+    truncated = dropped = equal = 0
+    for pair in pairs:
+        prompt, chosen, assistant = chat.encode_continuation(pair.prompt, pair.chosen)
+        _, rejected, _ = chat.encode_continuation(pair.prompt, pair.rejected)
+        if chosen == rejected:
+            equal += 1
+            continue
+        if len(prompt) + max(len(chosen), len(rejected)) > config.max_length:
+            longer = max(chosen, rejected, key=len)
+            fitted = truncate_left(prompt, longer, config.max_length, chat.bos_id) if config.overlong == "truncate" else None
+            if fitted is None:
+                dropped += 1
+                continue
+            prompt = fitted[0]
+            truncated += 1
+        encoded.append(
+            EncodedPair(
+                np.asarray(prompt + chosen, dtype=np.int32),
+                np.asarray(prompt + rejected, dtype=np.int32),
+                np.asarray([False] * len(prompt) + assistant, dtype=bool),
+                float(pair.margin or 0.0) if config.margin else 0.0,
+                pair,
+            )
+        )
+    lines = [f"{len(encoded)} pairs, {sum(e.tokens for e in encoded)} tokens"]
+    if truncated:
+        lines.append(f"{truncated} pairs over max_length {config.max_length} lost the left of their prompt")
+    if dropped:
+        lines.append(f"{dropped} pairs dropped: over max_length {config.max_length}")
+    if equal:
+        lines.append(f"{equal} pairs dropped: chosen and rejected are the same tokens")
+    return encoded, lines
+
+
+def make_schedule(pairs: Sequence[EncodedPair], config: RewardConfig) -> list[list[int]]:
+    """Pairs of every update of the run: token-balanced batches of each epoch, the last one cut at its fraction."""
+    tokens = [p.tokens for p in pairs]
+    updates: list[list[int]] = []
+    for epoch in range(math.ceil(config.epochs)):
+        batches = balanced_batches(tokens, config.batch_tokens, config.min_pairs, config.max_pairs, config.seed, epoch)
+        share = min(1.0, config.epochs - epoch)
+        updates += batches[: max(1, round(share * len(batches)))]
+    return updates
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """n pairs of one forward pass: rows 0..n-1 preferred, n..2n-1 the others."""
+
+    ids: Tensor
+    """(2n, S)"""
+    attention_mask: Tensor
+    """(2n, S)"""
+    margins: Tensor
+    """(n,)"""
+    before: Tensor
+    """(N,) flat positions whose hidden states predict an imitated token"""
+    targets: Tensor
+    """(N,) those tokens"""
+    owner: Tensor
+    """(N,) the pair each belongs to"""
+
+
+def collate(pairs: Sequence[EncodedPair], *, pad_id: int, device: torch.device) -> PairBatch:
+    ids, mask = pad_sequences([p.chosen for p in pairs] + [p.rejected for p in pairs], pad_id)
+    imitated, _ = pad_sequences([p.imitated for p in pairs] + [()] * len(pairs), 0, dtype=torch.bool)
+    width = ids.shape[1]
+    imitated = nn.functional.pad(imitated, (0, width - imitated.shape[1]))
+    where = imitated.flatten().nonzero().squeeze(-1)
+    return PairBatch(
+        ids.to(device),
+        mask.to(device),
+        torch.tensor([p.margin for p in pairs], device=device),
+        (where - 1).to(device),
+        ids.flatten()[where].to(device),
+        (where // width).to(device),
+    )
+
+
+# ----------------------------------------------------------------------------------------------- loss
+
+
+class RewardTrainee(nn.Module):
+    """The reward model, and the causal model on the same backbone whose head serves the imitation loss.
+
+    ``causal`` is None when lm_coef is 0. A head that is tied to the embeddings stays tied.
+    """
+
+    def __init__(self, scalar: Any, causal: Any | None) -> None:
+        super().__init__()
+        self.scalar = scalar
+        self.causal = causal
+
+
+def pair_losses(trainee: RewardTrainee, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Preference losses, imitation losses and rewards, float32: (n,), (n,), (2n,).
+
+    The first is -log sigmoid(r_w - r_l - margin), the second the mean NLL of the preferred answer's tokens (zeros
+    without ``causal``).
+    """
+    hidden = hidden_states(trainee.scalar, batch.ids, batch.attention_mask)  # (2n, S, D)
+    n = len(batch.margins)
+    last = batch.attention_mask.sum(dim=1) - 1
+    rewards = unit_outputs(trainee.scalar, hidden[torch.arange(2 * n, device=last.device), last])
+    preference = -nn.functional.logsigmoid(rewards[:n] - rewards[n:] - batch.margins)
+    imitation = torch.zeros_like(preference)
+    if trainee.causal is not None:
+        logprobs, _ = token_logprobs(trainee.causal, hidden.flatten(0, 1)[batch.before], batch.targets)
+        counts = torch.bincount(batch.owner, minlength=n).clamp(min=1)
+        imitation = imitation.index_add(0, batch.owner, -logprobs) / counts
+    return preference, imitation, rewards
+
+
+# --------------------------------------------------------------------------------------------- scoring
+
+
+def score(
+    model: Any, sequences: Sequence[Sequence[int] | np.ndarray], config: RewardConfig, ranks: Ranks, pad_id: int
+) -> np.ndarray:
+    """Rewards (N,) of whole sequences, shared by the ranks."""
+    with precision(ranks.device, config.precision):
+        mine = score_sequences(
+            model, ranks.share(sequences), pad_id=pad_id, micro_batch_tokens=config.micro_batch_tokens
+        )
+    return np.asarray(ranks.collect(mine.tolist()), dtype=np.float64)
+
+
+def score_pairs(
+    model: Any, pairs: Sequence[EncodedPair], config: RewardConfig, ranks: Ranks, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards of preferred and other answers: (N,), (N,)."""
+    rewards = score(model, [p.chosen for p in pairs] + [p.rejected for p in pairs], config, ranks, pad_id)
+    return rewards[: len(pairs)], rewards[len(pairs) :]
+
+
+def demonstration_ids(records: Sequence[Any], chat: ChatFormat, config: RewardConfig) -> tuple[list[list[int]], list[str]]:
+    """Dialogues up to their last assistant turn, as ids, for the calibration offset."""
+    sequences: list[list[int]] = []
+    dropped = 0
+    for record in records:
+        if not isinstance(record, Dialogue):
+            dropped += 1
+            continue
+        last = max(i for i, m in enumerate(record.messages) if m["role"] == "assistant")
+        ids, mask = chat.encode_dialogue(record.messages[: last + 1])
+        fitted = fit_dialogue(ids, mask, config.max_length, config.overlong, chat.bos_id)
+        if fitted is None:
+            dropped += 1
+        else:
+            sequences.append(fitted[0])
+    if not sequences:
+        raise UserError(f"calibration_data: none of {len(records)} records is a dialogue of at most max_length tokens")
+    lines = [f"{len(sequences)} demonstrations"]
+    if dropped:
+        lines.append(f"{dropped} records not used: no dialogue, or over max_length {config.max_length}")
+    return sequences, lines
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def with_own_pad(tokenizer: Any, causal: Any, chat: ChatFormat) -> tuple[Any, str | None]:
+    """A tokenizer whose pad ends no sequence, and a line about it if one had to be added (embeddings grow if need be)."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in chat.eos_ids:
+        return tokenizer, None
+    tokenizer = copy.deepcopy(tokenizer)
+    name = "<|pad|>"
+    while name in tokenizer.get_vocab():
+        name = f"<{name}>"
+    tokenizer.add_special_tokens({"pad_token": name})
+    line = f"pad token {name} added: a reward model's pad must differ from the tokens that end an answer"
+    if len(tokenizer) > causal.get_input_embeddings().weight.shape[0]:
+        causal.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        line += f"; embeddings grown to {len(tokenizer)}"
+    return tokenizer, line
+
+
+def _load_causal(config: RewardConfig, device: torch.device) -> Any:
+    causal = loading.load_causal_lm(config.model, device, config.trust_remote_code)
+    if any("SequenceClassification" in kind for kind in causal.config.architectures or []):
+        raise UserError(f"model: {config.model} is a reward model already; give the language model to start from")
+    return causal
+
+
+def train_reward(
+    config: RewardConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    pairs: Sequence[PreferencePair] | None = None,
+    eval_pairs: Sequence[PreferencePair] | None = None,
+    demonstrations: Sequence[Dialogue] | None = None,
+    resume: bool = False,
+) -> RewardResult:
+    """Train a reward model and write the run directory.
+
+    ``model`` (a causal language model, whose backbone is trained in place) and ``tokenizer`` in memory stand for
+    ``config.model``; ``pairs``, ``eval_pairs`` and ``demonstrations`` for ``data``, ``eval_data`` and
+    ``calibration_data``. Raises UserError for settings or data that cannot work, before anything is written.
+    """
+    ranks = join(config.device)
+    device = ranks.device
+    if config.min_pairs > config.max_pairs:
+        raise UserError(f"min_pairs: {config.min_pairs} is above max_pairs {config.max_pairs}")
+
+    # Models and data first: their mistakes must not leave a run directory behind.
+    tokenizer = loading.check_tokenizer(tokenizer) if tokenizer is not None else loading.load_tokenizer(
+        config.model, config.trust_remote_code
+    )  # fmt: skip
+    train, held_out, data_lines = load_records(config, "pair", pairs, eval_pairs)
+    if demonstrations is None and config.calibration_data:
+        loaded, report = load_mixture(config.calibration_data, "dialogue", split_seed=config.split_seed)
+        demonstrations = loaded  # type: ignore[assignment]
+        data_lines += [f"calibration: {line}" for line in report.lines()]
+    chat = ChatFormat(tokenizer, config.chat_template)
+    causal = model if model is not None else _load_causal(config, device)
+    causal = causal.to(device).float().eval()
+    loading.check_fits(causal, tokenizer, config.max_length)
+    tokenizer, pad_line = with_own_pad(tokenizer, causal, chat)
+    if pad_line is not None:
+        data_lines.append(pad_line)
+        chat = ChatFormat(tokenizer, config.chat_template)
+    encoded, train_lines = encode_pairs(train, chat, config)
+    eval_encoded, eval_lines = encode_pairs(held_out, chat, config)
+    data_lines += [f"training: {line}" for line in train_lines] + [f"held out: {line}" for line in eval_lines]
+    if not encoded:
+        raise UserError(f"data: no training pair is left ({'; '.join(train_lines)}); raise max_length or add data")
+    if config.margin and not any(p.margin for p in encoded):
+        raise UserError("margin: is on, but no training pair has a `margin`; switch it off or add the field")
+    calibration_ids: list[list[int]] = []
+    if demonstrations is not None:
+        calibration_ids, lines = demonstration_ids(demonstrations, chat, config)
+        data_lines += [f"calibration: {line}" for line in lines]
+
+    run = RunDirectory.open(config, ranks, resume=resume)
+    if ranks.is_main:
+        print("\n".join(data_lines), flush=True)
+    seed_everything(config.seed)
+    pad_id = int(tokenizer.pad_token_id)
+    scalar = on_backbone(causal, pad_id=pad_id)
+    reset_unit(scalar, config.seed)
+    trainee = RewardTrainee(scalar, causal if config.lm_coef > 0 else None).requires_grad_(True)
+    if config.lora is not None:
+        causal.requires_grad_(False)
+        trainee.scalar = scalar = loading.add_lora(scalar, config.lora, "SEQ_CLS")
+    optimizer = make_optimizer(trainee, config.optim)
+    schedule = make_schedule(encoded, config)
+    total = len(schedule)
+    seen_pairs = np.cumsum([0, *map(len, schedule)])
+    sample = encoded[:: max(1, math.ceil(len(encoded) / TRAIN_SAMPLE))]
+
+    start, states = run.restore(CHECKPOINT_PARTS, "update")
+    if states:
+        loading.load_trainable_state(trainee, states["model"])
+        optimizer.load_state_dict(states["optimizer"])
+        restore_rng(states["rng"], device)
+
+    def evaluate() -> dict[str, float]:
+        chosen, rejected = score_pairs(scalar, eval_encoded, config, ranks, pad_id)
+        train_chosen, train_rejected = score_pairs(scalar, sample, config, ranks, pad_id)
+        gaps = chosen - rejected
+        return {
+            "eval/accuracy": _right(gaps),
+            "eval/loss": float(np.logaddexp(0.0, -gaps).mean()),
+            "eval/gap": float(gaps.mean()),
+            "eval/train_accuracy": _right(train_chosen - train_rejected),
+        }
+
+    with ProgressLine("reward", total, done=start, quiet=not ranks.is_main) as bar:
+        for update in range(start, total):
+            began = time.perf_counter()
+            metrics: dict[str, float] = {}
+            # A line holds the model *after* `update` updates: the first one is the untrained unit's.
+            if eval_encoded and config.eval_every and update % config.eval_every == 0:
+                metrics |= evaluate()
+            evaluated = time.perf_counter()
+
+            batch_pairs = [encoded[i] for i in schedule[update]]
+            mine = ranks.share(batch_pairs)
+            sums = torch.zeros(6, device=device, dtype=torch.float64)
+            # A pair takes two rows of one forward pass and is never divided.
+            for group in token_budget([p.longest for p in mine], max(1, config.micro_batch_tokens // 2)):
+                batch = collate([mine[i] for i in group], pad_id=pad_id, device=device)
+                with precision(device, config.precision):
+                    preference, imitation, rewards = pair_losses(trainee, batch)
+                loss = preference.sum() + config.lm_coef * imitation.sum()
+                (loss / len(batch_pairs)).backward()
+                chosen, rejected = rewards.detach().chunk(2)
+                right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+                parts = (loss, preference.sum(), imitation.sum(), right.sum(), chosen.sum(), rejected.sum())
+                sums += torch.stack([part.detach().double() for part in parts])
+            ranks.sum_gradients(trainee.parameters())
+            grad_norm = clip_gradients(trainee, max_norm=config.max_grad_norm)[0]
+            lr = learning_rate(config.optim, update, total)
+            set_learning_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            means = (ranks.sum(sums) / len(batch_pairs)).tolist()
+            if not math.isfinite(means[0]) or not math.isfinite(grad_norm):
+                raise UserError(f"update {update}: loss {means[0]}, gradient norm {grad_norm}; lower optim.lr")
+            tokens = sum(p.tokens for p in batch_pairs)
+            seconds = time.perf_counter() - evaluated
+            names = ("loss/train", "loss/preference", "loss/imitation", "train/accuracy", "reward/chosen", "reward/rejected")
+            metrics |= dict(zip(names, means, strict=True)) | {"train/gap": means[4] - means[5]}
+            metrics |= {"grad_norm": grad_norm, "lr": lr, "pairs": len(batch_pairs), "tokens": tokens}
+            metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
+            epoch = float(seen_pairs[update + 1]) / len(encoded)
+            run.log({"update": update, "epoch": epoch, **metrics})
+            bar.step(loss=means[0], accuracy=means[3], gap=means[4] - means[5], pairs_s=len(batch_pairs) / seconds)
+            done = update + 1
+            if done == total or (config.checkpoint.every and done % config.checkpoint.every == 0):
+                state = {
+                    "model": loading.trainable_state(trainee),
+                    "optimizer": optimizer.state_dict(),
+                    "rng": rng_state(device),
+                }
+                run.checkpoint(done, state, config.checkpoint.keep)
+
+    if eval_encoded:
+        run.log({"update": total, "epoch": float(seen_pairs[-1]) / len(encoded), **evaluate()})
+    results: dict[str, Any] = {"reward_offset": 0.0, "demonstrations": len(calibration_ids)}
+    if calibration_ids:
+        results["reward_offset"] = float(score(scalar, calibration_ids, config, ranks, pad_id).mean())
+        inner_model(scalar).config.reward_offset = results["reward_offset"]
+    results["train_accuracy"] = _right(np.subtract(*score_pairs(scalar, sample, config, ranks, pad_id)))
+    chosen_scores, rejected_scores = score_pairs(scalar, eval_encoded, config, ranks, pad_id)
+    if ranks.is_main:
+        _finish(run, config, scalar, tokenizer, chat, data_lines, encoded, eval_encoded,
+                chosen_scores, rejected_scores, results)  # fmt: skip
+    ranks.barrier()
+    return RewardResult(run.path, results, scalar, tokenizer)
+
+
+def _right(gaps: np.ndarray) -> float:
+    """Share of positive gaps, ties half."""
+    return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
+
+
+def _finish(
+    run: RunDirectory,
+    config: RewardConfig,
+    scalar: Any,
+    tokenizer: Any,
+    chat: ChatFormat,
+    data_lines: Sequence[str],
+    encoded: Sequence[EncodedPair],
+    eval_encoded: Sequence[EncodedPair],
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    results: dict[str, Any],
+) -> None:
+    """evaluation.json, disagreements.jsonl, figures/ and final/."""
+    tables: dict[str, Any] = {}
+    if eval_encoded:
+        pairs = [e.pair for e in eval_encoded]
+        held_out = evaluate_pairs(chosen, rejected, pairs, train_pairs=[e.pair for e in encoded])
+        results["held_out"] = held_out
+        results["reward"] = {
+            side: {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None}
+            for side, values in (("chosen", chosen), ("rejected", rejected))
+        }
+        wrong = most_confidently_wrong(chosen.tolist(), rejected.tolist(), pairs)
+        run.write("disagreements.jsonl", "".join(json.dumps(plain(w), ensure_ascii=False) + "\n" for w in wrong))
+        figures = run.path / "figures"
+        figures.mkdir(exist_ok=True)
+        draw_gap_histogram(held_out, figures / "gap_histogram.png")
+        draw_calibration(held_out, figures / "calibration.png")
+        rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if "eval/accuracy" in row]
+        draw_accuracy(
+            [row["update"] for row in rows],
+            [row["eval/accuracy"] for row in rows],
+            [row["eval/train_accuracy"] for row in rows],
+            figures / "accuracy.png",
+        )
+        Console().print(format_table(held_out))
+        tables["Held-out accuracy [95% interval]"] = accuracy_rows(held_out)
+    run.write("evaluation.json", json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
+    saved = copy.deepcopy(tokenizer)
+    saved.chat_template = chat.jinja
+    saved.padding_side = "right"  # the stock model numbers positions from the first column
+    card = model_card(
+        title="Reward model",
+        summary="One number for a dialogue that ends with an assistant turn, read at its last token. "
+        f"`ppomax` subtracts `reward_offset` = {results['reward_offset']:.6g} from what the stock model gives.",
+        stage="reward",
+        task="text-classification",
+        base=config.model,
+        data=data_lines,
+        results=tables,
+        config=config,
+    )
+    loading.save_final(scalar, saved, run.final, stage="reward", card=card, reward_offset=results["reward_offset"])
+    print(f"saved {run.final}", flush=True)
