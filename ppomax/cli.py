@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("ppomax.commands.run", "several stages in sequence from one file"),
     "chat": ("ppomax.commands.chat", "talk to a model, or to two side by side"),
     "generate": ("ppomax.commands.generate", "answer files of prompts"),
+    "duel": ("ppomax.commands.duel", "who answers better, by a judge: win, tie, lose, intervals, length-controlled"),
     "details": ("ppomax.commands.details", "the twelve implementation details: presets, options, code, metrics"),
 }
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 Outcomes = NDArray[np.int8]
 Floats = NDArray[np.float64]
+Numbers = Sequence[float] | Floats
 
 LENGTH_MODEL = (
     "logistic regression: P(win) = sigmoid(intercept + slope * tanh(d / std(d))), d = difference of lengths (A - B) in "
@@ -57,7 +58,7 @@ class LengthFit:
         return float(_sigmoid(np.float64(self.intercept)))
 
 
-def outcomes_from_scores(scores_a: Sequence[float], scores_b: Sequence[float], band: float = 0.0) -> Outcomes:
+def outcomes_from_scores(scores_a: Numbers, scores_b: Numbers, band: float = 0.0) -> Outcomes:
     """(n,) outcomes; a difference of at most ``band`` is a tie. Raises ValueError for NaN or unequal lengths."""
     a, b = np.asarray(scores_a, dtype=np.float64), np.asarray(scores_b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
@@ -70,7 +71,7 @@ def outcomes_from_scores(scores_a: Sequence[float], scores_b: Sequence[float], b
     return np.where(np.abs(difference) <= band, 0, np.sign(difference)).astype(np.int8)
 
 
-def tie_band(scores_a: Sequence[float], scores_b: Sequence[float], share: float) -> float:
+def tie_band(scores_a: Numbers, scores_b: Numbers, share: float) -> float:
     """Width of the tie band: ``share`` of the std of all scores, A's and B's together."""
     return share * float(np.std(np.concatenate([np.asarray(scores_a, float), np.asarray(scores_b, float)])))
 
@@ -95,14 +96,14 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**n) if n < 1000 else min(1.0, math.exp(math.log(2 * tail) - n * math.log(2)))
 
 
-def length_feature(length_difference: Sequence[float]) -> Floats:
+def length_feature(length_difference: Numbers) -> Floats:
     """(n,) tanh(d / std(d)); all zero where the std is 0: length can then explain nothing."""
     d = np.asarray(length_difference, dtype=np.float64)
     spread = d.std()
     return np.tanh(d / spread) if spread > 0 else np.zeros_like(d)
 
 
-def fit_length(outcomes: Outcomes, length_difference: Sequence[float]) -> LengthFit:
+def fit_length(outcomes: Outcomes, length_difference: Numbers) -> LengthFit:
     """Fit the length-control model to n prompts. ``length_difference`` is A minus B, in any unit."""
     y, x = as_half_wins(outcomes), length_feature(length_difference)
     if y.shape != x.shape or y.size == 0:
@@ -118,7 +119,7 @@ def win_rate_interval(outcomes: Outcomes, *, seed: int = 0, resamples: int = 100
 
 
 def length_controlled_interval(
-    outcomes: Outcomes, length_difference: Sequence[float], *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+    outcomes: Outcomes, length_difference: Numbers, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> Estimate:
     """Length-controlled win rate with its percentile bootstrap interval: the model is fitted anew to each resample."""
     y, x = as_half_wins(outcomes), length_feature(length_difference)
@@ -127,7 +128,7 @@ def length_controlled_interval(
 
 
 def summarise(
-    outcomes: Outcomes, lengths_a: Sequence[float], lengths_b: Sequence[float], *, unit: str = "characters", seed: int = 0,
+    outcomes: Outcomes, lengths_a: Numbers, lengths_b: Numbers, *, unit: str = "characters", seed: int = 0,
     resamples: int = 1000,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything about one set of prompts as plain numbers, ready for JSON.

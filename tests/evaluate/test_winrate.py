@@ -70,7 +70,7 @@ def test_fit_equals_sklearn_on_two_weighted_rows_a_tie() -> None:
     twice = np.concatenate([x, x])[:, None]
     label, weight = np.repeat([1, 0], 150), np.concatenate([y, 1 - y])
     reference = LogisticRegression(C=1 / RIDGE, tol=1e-10, max_iter=2000).fit(twice, label, sample_weight=weight)
-    fit = fit_length(outcomes, difference.tolist())
+    fit = fit_length(outcomes, difference)
     assert fit.intercept == pytest.approx(reference.intercept_[0], abs=1e-6)
     assert fit.slope == pytest.approx(reference.coef_[0, 0], abs=1e-6)
     assert fit.win_rate == pytest.approx(1 / (1 + math.exp(-fit.intercept)), abs=1e-12)
@@ -83,8 +83,8 @@ def test_fit_equals_sklearn_on_two_weighted_rows_a_tie() -> None:
 def test_fit_is_at_the_optimum_and_antisymmetric(rows: list[tuple[int, int]]) -> None:
     outcomes = np.array([o for o, _ in rows], dtype=np.int8)
     difference = np.array([d for _, d in rows], dtype=float)
-    fit = fit_length(outcomes, difference.tolist())
-    x, y = length_feature(difference.tolist()), as_half_wins(outcomes)
+    fit = fit_length(outcomes, difference)
+    x, y = length_feature(difference), as_half_wins(outcomes)
     residual = y - 1 / (1 + np.exp(-(fit.intercept + fit.slope * x)))
     if abs(fit.intercept) < 29:  # otherwise there is no finite optimum
         assert residual.sum() == pytest.approx(0, abs=1e-6)
@@ -111,15 +111,15 @@ def plant(seed: int, *, quality: float, length: float, shift: float, n: int = 60
 def test_a_judge_that_only_likes_length_is_seen_through() -> None:
     outcomes, difference = plant(0, quality=0.0, length=3.0, shift=35.0)
     raw = win_rate_interval(outcomes)
-    controlled = length_controlled_interval(outcomes, difference.tolist())
+    controlled = length_controlled_interval(outcomes, difference)
     assert raw.low > 0.65
     assert controlled.low < 0.5 < controlled.high and abs(controlled.value - 0.5) < 0.08
-    assert fit_length(outcomes, difference.tolist()).slope == pytest.approx(3.0, abs=0.6)
+    assert fit_length(outcomes, difference).slope == pytest.approx(3.0, abs=0.6)
 
 
 def test_quality_survives_length_control() -> None:
     outcomes, difference = plant(1, quality=1.0, length=-2.0, shift=35.0)  # better, and punished for its length
-    controlled = length_controlled_interval(outcomes, difference.tolist())
+    controlled = length_controlled_interval(outcomes, difference)
     assert win_rate(outcomes) < 0.5 < controlled.low
     assert controlled.value == pytest.approx(1 / (1 + math.exp(-1.0)), abs=0.08)
 
@@ -128,7 +128,7 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     truth, raw, controlled = 1 / (1 + math.exp(-0.4)), 0, 0
     for seed in range(200):
         outcomes, difference = plant(seed, quality=0.4, length=1.0, shift=0.0, n=150)
-        fit = length_controlled_interval(outcomes, difference.tolist(), seed=seed, resamples=300)
+        fit = length_controlled_interval(outcomes, difference, seed=seed, resamples=300)
         controlled += fit.low <= truth <= fit.high
         coins = np.random.default_rng(seed).choice([1, 0, -1], p=[0.5, 0.2, 0.3], size=150).astype(np.int8)
         estimate = win_rate_interval(coins, seed=seed, resamples=300)
@@ -147,11 +147,11 @@ def test_interval_matches_the_normal_approximation() -> None:
 
 def test_seeds_decide_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes, difference = plant(5, quality=0.2, length=1.0, shift=10.0, n=100)
-    once = length_controlled_interval(outcomes, difference.tolist(), seed=4, resamples=200)
-    assert once == length_controlled_interval(outcomes, difference.tolist(), seed=4, resamples=200)
-    assert once != length_controlled_interval(outcomes, difference.tolist(), seed=5, resamples=200)
+    once = length_controlled_interval(outcomes, difference, seed=4, resamples=200)
+    assert once == length_controlled_interval(outcomes, difference, seed=4, resamples=200)
+    assert once != length_controlled_interval(outcomes, difference, seed=5, resamples=200)
     monkeypatch.setattr("ppomax.evaluate.winrate._CHUNK", 700)  # 7 resamples at once
-    chunked = length_controlled_interval(outcomes, difference.tolist(), seed=4, resamples=200)
+    chunked = length_controlled_interval(outcomes, difference, seed=4, resamples=200)
     assert (chunked.low, chunked.high) == pytest.approx((once.low, once.high), abs=1e-9)
 
 
