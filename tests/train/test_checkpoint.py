@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,6 +291,41 @@ def test_a_kill_within_a_deletion_leaves_nothing_half_listed(tmp_path: Path, mon
                 save_checkpoint(folder, 1 if again else 2, parts(2), keep=1)
         for found in list_checkpoints(folder):
             assert len([*found.iterdir()]) == 4 and load_part(found, "a")
+
+
+def test_a_checkpoint_appears_in_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        seen.append((len([*self.iterdir()]), target.exists()))
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    save_checkpoint(tmp_path, 2, parts(1), keep=1)
+    assert seen == [(4, False)]  # all four files were there, and nothing of that name before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_real_kill_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
+    """A process that does nothing but save, overwrite and retire is killed at ten random moments."""
+    rng = random.Random(0)
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            try:
+                for step in range(1, 10**6):
+                    for n in (step, step + 0.5):  # each step is written twice
+                        save_checkpoint(tmp_path, step % 7, parts(n), keep=2)
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0.02, 0.12))
+        os.kill(child, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL  # not an error of its own
+        for found in list_checkpoints(tmp_path):
+            n = load_part(found, "b")["n"]
+            assert int(n) % 7 == step_of(found)
+            assert torch.equal(load_part(found, "a")["x"], torch.full((3,), float(n)))
+    assert list_checkpoints(tmp_path)
 
 
 def test_overwriting_a_step_replaces_it(tmp_path: Path) -> None:
