@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_lam_zero_is_td_and_lam_one_is_monte_carlo(rows: list[Row], gamma: float
 
 @quick
 @given(batches(), share, share, st.randoms(use_true_random=False))
-def test_rows_are_independent(rows: list[Row], gamma: float, lam: float, random) -> None:  # type: ignore[no-untyped-def]
+def test_rows_are_independent(rows: list[Row], gamma: float, lam: float, random: Random) -> None:
     order = list(range(len(rows)))
     random.shuffle(order)
     whole = gae(*tensors(rows), gamma=gamma, lam=lam)

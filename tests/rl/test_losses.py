@@ -46,7 +46,9 @@ def test_equal_logprobs_give_exactly_one() -> None:
 @pytest.mark.parametrize("gap", [19.9, 25.0, 100.0, 1e4, math.inf])
 @pytest.mark.parametrize("advantage", [-2.0, 0.0, 2.0])
 @pytest.mark.parametrize("options", [{}, {"dual_clip": 3.0}])
-def test_extreme_log_ratios_have_finite_losses_and_gradients(gap: float, advantage: float, options: dict) -> None:  # type: ignore[type-arg]
+def test_extreme_log_ratios_have_finite_losses_and_gradients(
+    gap: float, advantage: float, options: dict[str, float]
+) -> None:
     """0 * inf in the branch that minimum does not take would make every gradient of the batch NaN."""
     old, advantages = torch.zeros(3), torch.full((3,), advantage)
     at = torch.tensor([gap, -gap, 0.0])

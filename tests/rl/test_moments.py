@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
+from random import Random
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_masked_moments_equal_exact_fractions(rows: list[tuple[float, bool]]) ->
 
 @quick
 @given(entries, st.lists(st.sampled_from(GARBAGE), max_size=6), st.randoms(use_true_random=False))
-def test_what_is_masked_never_matters(rows: list[tuple[float, bool]], padding: list[float], random) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_masked_never_matters(rows: list[tuple[float, bool]], padding: list[float], random: Random) -> None:
     assume(sum(m for _, m in rows) >= 2)
     spoilt = [(v if m else random.choice(GARBAGE), m) for v, m in rows]
     for g in padding:  # and further masked entries at any place
@@ -131,7 +132,7 @@ def test_whitened_values_have_mean_zero_and_variance_one(rows: list[tuple[float,
 
 @quick
 @given(entries, st.randoms(use_true_random=False))
-def test_whitening_follows_the_rows(rows: list[tuple[float, bool]], random) -> None:  # type: ignore[no-untyped-def]
+def test_whitening_follows_the_rows(rows: list[tuple[float, bool]], random: Random) -> None:
     assume(sum(m for _, m in rows) >= 2)
     order = list(range(len(rows)))
     random.shuffle(order)
