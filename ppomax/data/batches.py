@@ -13,7 +13,7 @@ import torch
 
 
 def pad_sequences(
-    seqs: Sequence[Sequence[int]],
+    seqs: Sequence[Sequence[int] | np.ndarray],
     pad_id: int,
     side: Literal["right", "left"] = "right",
     dtype: torch.dtype = torch.long,

@@ -10,6 +10,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 
@@ -97,3 +98,18 @@ class Text:
 
 
 Record = Dialogue | PreferencePair | Prompt | Text
+
+
+def groups_of(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Names under which each record is counted: its file, and file/source where a file has several sources.
+
+    Records from memory have their source alone. Two files may name the same source (one data set in two languages).
+    """
+    files = [Path(r.origin.rpartition(":")[0]).name.split(".")[0] for r in records]
+    sources: dict[str, set[str]] = {}
+    for file, record in zip(files, records, strict=True):
+        sources.setdefault(file, set()).add(record.source)
+    return [
+        (r.source,) if not file else (file, f"{file}/{r.source}") if len(sources[file]) > 1 else (file,)
+        for file, r in zip(files, records, strict=True)
+    ]

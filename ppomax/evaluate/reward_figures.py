@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def draw_gap_histogram(evaluation: dict[str, Any], file: Path) -> None:
     figure, axes = _axes(f"{right['n']} held-out pairs, {right['accuracy']:.1%} in the right order",
                          "r(preferred) - r(other)", "pairs")  # fmt: skip
     edges = data["edges"]
-    colours = ["tab:red" if (low + high) / 2 < 0 else "tab:blue" for low, high in zip(edges, edges[1:], strict=False)]
+    colours = ["tab:red" if (low + high) / 2 < 0 else "tab:blue" for low, high in itertools.pairwise(edges)]
     axes.bar(edges[:-1], data["counts"], width=edges[1] - edges[0], align="edge", color=colours)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(evaluation["gap"]["mean"], color="black", linestyle="--", linewidth=0.8, label="mean")

@@ -6,6 +6,7 @@ longer answer tends to be preferred, so accuracy by itself may be length alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ppomax.data.records import PreferencePair
+from ppomax.data.records import PreferencePair, groups_of
 
 LENGTH_TOLERANCE = 0.1
 """pairs count as length-matched when the shorter answer has at least 90% of the longer one's characters"""
@@ -88,10 +89,12 @@ def length_gaps(pairs: Sequence[PreferencePair]) -> np.ndarray:
 def words(text: str) -> list[str]:
     """Single tokens and pairs of neighbours: words of spaced scripts, characters of Chinese, Japanese and Korean."""
     single = _TOKEN.findall(text.lower())
-    return single + [f"{a} {b}" for a, b in zip(single, single[1:], strict=False)]
+    return single + [f"{a} {b}" for a, b in itertools.pairwise(single)]
 
 
-def bag_of_words(train: Sequence[PreferencePair], *, seed: int = 0) -> Callable[[Sequence[PreferencePair]], np.ndarray] | None:
+def bag_of_words(
+    train: Sequence[PreferencePair], *, seed: int = 0
+) -> Callable[[Sequence[PreferencePair]], np.ndarray] | None:
     """Logistic regression on differences of word counts, fitted to ``train``; gives gaps (N,) for other pairs.
 
     None when the training pairs have no feature in common (fewer than two pairs, or all of them unlike).
@@ -130,8 +133,8 @@ def bag_of_words(train: Sequence[PreferencePair], *, seed: int = 0) -> Callable[
 
 
 def evaluate_pairs(
-    chosen: Sequence[float],
-    rejected: Sequence[float],
+    chosen: Sequence[float] | np.ndarray,
+    rejected: Sequence[float] | np.ndarray,
     pairs: Sequence[PreferencePair],
     *,
     train_pairs: Sequence[PreferencePair] = (),
@@ -141,8 +144,8 @@ def evaluate_pairs(
     ``chosen`` and ``rejected`` are the rewards (N,) of the two answers. Without ``train_pairs`` the bag-of-words
     baseline, which must not see the held-out pairs, is absent. Keys:
 
-    * ``overall`` and ``sources`` -> name: each with ``model``, ``longer``, ``bag_of_words`` (accuracy, interval, n,
-      ties) and ``length_matched`` (model accuracy where the lengths differ by at most 10%)
+    * ``overall`` and ``sources`` -> name (file, or file/source; see `groups_of`): each with ``model``, ``longer``,
+      ``bag_of_words`` (accuracy, interval, n, ties) and ``length_matched`` (model accuracy where the lengths differ by at most 10%)
     * ``better_is_longer``, ``better_is_shorter``: model accuracy on those pairs
     * ``gap``: mean, std, median of r(preferred) - r(other), loss = mean -log sigmoid(gap), and its ``histogram``
     * ``calibration``; ``length_correlation``: of the reward gap with the length gap
@@ -163,12 +166,13 @@ def evaluate_pairs(
         row["length_matched"] = accuracy(gaps[where & matched])
         return row
 
-    names = np.array([p.source for p in pairs])
+    groups = groups_of(pairs)
+    names = sorted({name for group in groups for name in group})
     everything = np.ones(len(pairs), dtype=bool)
     varied = len(gaps) > 1 and gaps.std() > 0 and longer.std() > 0
     return {
         "overall": part(everything),
-        "sources": {name: part(names == name) for name in sorted(set(names.tolist()))},
+        "sources": {name: part(np.array([name in group for group in groups])) for name in names},
         "better_is_longer": accuracy(gaps[longer > 0]),
         "better_is_shorter": accuracy(gaps[longer < 0]),
         "gap": {

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
@@ -76,7 +77,7 @@ def reward_offset(model: nn.Module) -> float:
 
 @torch.no_grad()
 def score_sequences(
-    model: nn.Module, sequences: Sequence[Sequence[int]], *, pad_id: int, micro_batch_tokens: int = 8192
+    model: nn.Module, sequences: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, micro_batch_tokens: int = 8192
 ) -> Tensor:
     """Calibrated rewards (N,) on the CPU of whole token sequences, in their order; does not depend on the batching."""
     device = next(model.parameters()).device

@@ -97,7 +97,9 @@ def encode_pairs(
             continue
         if len(prompt) + max(len(chosen), len(rejected)) > config.max_length:
             longer = max(chosen, rejected, key=len)
-            fitted = truncate_left(prompt, longer, config.max_length, chat.bos_id) if config.overlong == "truncate" else None
+            fitted = (
+                truncate_left(prompt, longer, config.max_length, chat.bos_id) if config.overlong == "truncate" else None
+            )
             if fitted is None:
                 dropped += 1
                 continue
@@ -153,8 +155,8 @@ class PairBatch:
 
 def collate(pairs: Sequence[EncodedPair], *, pad_id: int, device: torch.device) -> PairBatch:
     ids, mask = pad_sequences([p.chosen for p in pairs] + [p.rejected for p in pairs], pad_id)
-    imitated, _ = pad_sequences([p.imitated for p in pairs] + [()] * len(pairs), 0, dtype=torch.bool)
-    width = ids.shape[1]
+    imitated, _ = pad_sequences([p.imitated for p in pairs], 0, dtype=torch.bool)
+    width = ids.shape[1]  # the other side may be the longer one
     imitated = nn.functional.pad(imitated, (0, width - imitated.shape[1]))
     where = imitated.flatten().nonzero().squeeze(-1)
     return PairBatch(
@@ -223,7 +225,9 @@ def score_pairs(
     return rewards[: len(pairs)], rewards[len(pairs) :]
 
 
-def demonstration_ids(records: Sequence[Any], chat: ChatFormat, config: RewardConfig) -> tuple[list[list[int]], list[str]]:
+def demonstration_ids(
+    records: Sequence[Any], chat: ChatFormat, config: RewardConfig
+) -> tuple[list[list[int]], list[str]]:
     """Dialogues up to their last assistant turn, as ids, for the calibration offset."""
     sequences: list[list[int]] = []
     dropped = 0
@@ -391,7 +395,14 @@ def train_reward(
                 raise UserError(f"update {update}: loss {means[0]}, gradient norm {grad_norm}; lower optim.lr")
             tokens = sum(p.tokens for p in batch_pairs)
             seconds = time.perf_counter() - evaluated
-            names = ("loss/train", "loss/preference", "loss/imitation", "train/accuracy", "reward/chosen", "reward/rejected")
+            names = (
+                "loss/train",
+                "loss/preference",
+                "loss/imitation",
+                "train/accuracy",
+                "reward/chosen",
+                "reward/rejected",
+            )
             metrics |= dict(zip(names, means, strict=True)) | {"train/gap": means[4] - means[5]}
             metrics |= {"grad_norm": grad_norm, "lr": lr, "pairs": len(batch_pairs), "tokens": tokens}
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
@@ -464,7 +475,9 @@ def _finish(
             [row["eval/train_accuracy"] for row in rows],
             figures / "accuracy.png",
         )
-        Console().print(format_table(held_out))
+        console = Console()
+        console.width = max(console.width, 110)
+        console.print(format_table(held_out))
         tables["Held-out accuracy [95% interval]"] = accuracy_rows(held_out)
     run.write("evaluation.json", json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
     saved = copy.deepcopy(tokenizer)

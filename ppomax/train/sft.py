@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ppomax.config import SFTConfig
 from ppomax.data.batches import EpochOrder, pack, pad_sequences, token_budget
 from ppomax.data.chat import ChatFormat, fit_dialogue
-from ppomax.data.records import Dialogue, Text
+from ppomax.data.records import Dialogue, Text, groups_of
 from ppomax.errors import UserError
 from ppomax.models import loading
 from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, token_logprobs, unembed
@@ -64,6 +64,7 @@ class Example:
     trained: np.ndarray
     """(L,) bool: tokens in the loss; never the first, which nothing predicts"""
     source: str
+    """its file, or file/source where a file has several"""
 
     @property
     def count(self) -> int:
@@ -86,14 +87,13 @@ def encode_records(
     """Tokenise; returns the examples and lines that say what was cut, truncated or dropped."""
     examples: list[Example] = []
     dropped = truncated = cut = pieces = 0
-    for record in records:
+    for record, groups in zip(records, groups_of(records), strict=True):
         if isinstance(record, Text):
             ids = chat.encode_text(record.text)
             step = config.max_length - 1
             starts = range(0, max(len(ids) - 1, 1), step)
-            examples += [
-                _example(ids[s : s + step + 1], [True] * len(ids[s : s + step + 1]), record.source) for s in starts
-            ]
+            parts = [ids[s : s + step + 1] for s in starts]
+            examples += [_example(part, [True] * len(part), groups[-1]) for part in parts]
             cut += len(starts) > 1
             pieces += len(starts) if len(starts) > 1 else 0
             continue
@@ -103,7 +103,7 @@ def encode_records(
             dropped += 1
             continue
         truncated += len(fitted[0]) < len(tokens)
-        examples.append(_example(*fitted, record.source))
+        examples.append(_example(*fitted, groups[-1]))
     examples = [e for e in examples if e.count]
     lines = [f"{len(examples)} examples, {sum(e.count for e in examples)} trained tokens"]
     if truncated:
@@ -372,7 +372,9 @@ def _finish(
         for name, values in after["sources"].items():
             rows[f"start model, {name}"] = {k: before["sources"][name][k] for k in columns}
             rows[f"trained, {name}"] = {k: values[k] for k in columns}
-        run.write("evaluation.json", json.dumps({"start": before, "trained": after}, indent=2, ensure_ascii=False) + "\n")
+        run.write(
+            "evaluation.json", json.dumps({"start": before, "trained": after}, indent=2, ensure_ascii=False) + "\n"
+        )
         for name, row in rows.items():
             print(f"held out, {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
     kind = "Language model" if chat is None else "Supervised fine-tuned model"
