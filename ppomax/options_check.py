@@ -6,7 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ppomax.config import OptimConfig, PPOConfig, RewardConfig, RunConfig, Section, SFTConfig, TextDataConfig
+from ppomax.config import (
+    OptimConfig,
+    PPOConfig,
+    RewardConfig,
+    RunConfig,
+    SamplingConfig,
+    Section,
+    SFTConfig,
+    TextDataConfig,
+)
 from ppomax.errors import UserError
 from ppomax.layers import defaults, merge, preset_layer
 
@@ -96,10 +105,20 @@ def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
                 f"{name}.min_lr_ratio",
                 f"{name}.schedule is {section.schedule}; only cosine and linear use it",
             )
+        if isinstance(section, SamplingConfig):
+            yield from _inert_in_sampling(section, name)
     if isinstance(config, TextDataConfig):
         yield from _inert_in_evaluation(config)
     if isinstance(config, PPOConfig):
         yield from _inert_in_ppo(config)
+
+
+def _inert_in_sampling(sampling: SamplingConfig, name: str) -> Iterator[Inert]:
+    if sampling.repetition_penalty == 1:
+        yield f"{name}.repetition_scope", f"{name}.repetition_penalty is 1 (off)"
+    if sampling.temperature == 0:
+        for option in ("top_p", "top_k", "samples_per_prompt"):
+            yield f"{name}.{option}", f"{name}.temperature is 0 (greedy)"
 
 
 def _inert_in_evaluation(config: TextDataConfig) -> Iterator[Inert]:
@@ -137,13 +156,8 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
     if config.ptx.coef == 0:
         for name in ("data", "batch_ratio", "max_length"):
             yield f"ptx.{name}", "ptx.coef is 0"
-    if sampling.repetition_penalty == 1:
-        yield "sampling.repetition_scope", "sampling.repetition_penalty is 1 (off)"
     if sampling.temperature == 1:
         yield "logprobs", "sampling.temperature is 1, so scaled and raw logits are the same"
-    if sampling.temperature == 0:
-        for name in ("top_p", "top_k", "samples_per_prompt"):
-            yield f"sampling.{name}", "sampling.temperature is 0 (greedy)"
     if not config.watch.prompts and config.watch.eval_prompts == 0:
         yield "watch.every", "there are no held-out prompts (watch.prompts is empty and watch.eval_prompts is 0)"
 

@@ -19,9 +19,10 @@ from ppomax.layers import element_of, preset_names, section_of
 USAGE = {
     "new-model": "OUT --tokenizer-from DATA ... [--field value ...]",
     "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
+    "duel": "A B --prompts FILE ... --judge MODEL --output_dir DIR [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
 }
-"""after the verb; stages have their own"""
+"""what follows the verb; the stages' own line is the default"""
 EXAMPLES = {
     "new-model": (
         "ppomax new-model base --size 6m --tokenizer-from dialogues.jsonl texts.jsonl.gz",
@@ -36,6 +37,10 @@ EXAMPLES = {
         "ppomax chat runs/ppo/final",
         "ppomax chat runs/ppo/final --against runs/sft/final --sampling.temperature 0.5",
         "echo 'Hello' | ppomax chat runs/ppo/final",
+    ),
+    "duel": (
+        "ppomax duel runs/ppo/final runs/sft/final --prompts test.jsonl --judge runs/judge/final --output_dir runs/duel",
+        "ppomax duel answers_a.jsonl answers_b.jsonl --judge runs/judge/final --output_dir runs/duel",
     ),
     "sft": (
         "ppomax sft --model base --data dialogues.jsonl --output-dir runs/sft",
@@ -144,7 +149,7 @@ def help_text(cls: type[Section], verb: str = "", *, width: int | None = None, c
     buffer = io.StringIO()
     console = Console(file=buffer, width=width, force_terminal=colour, highlight=False)
     is_stage = issubclass(cls, RunConfig)
-    usage = "[CONFIG.yaml] [--field value ...] [--resume] [--print-config]" if is_stage else USAGE.get(verb, "")
+    usage = USAGE.get(verb, "[CONFIG.yaml] [--field value ...] [--resume] [--print-config]")
     console.print(Text(f"usage: ppomax {verb} {usage}"))
     console.print(Text((cls.__doc__ or "").strip()))
     values = "Values are YAML: numbers, true, null, '[a, b]', '{path: a}'; a list may also be several words."
