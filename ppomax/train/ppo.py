@@ -147,11 +147,11 @@ def train_ppo(
     bf16 = config.precision == "bf16"
     engine = TransformersEngine(policy, setup.chat_format, config.sampling, bf16=bf16)
     updater = Updater(config, ranks, policy, critic, optimizers)
-    per_iteration = math.ceil(config.rollout_batch * config.buffer_iterations / config.minibatch) * config.ppo_epochs
-    total_updates = config.iterations * per_iteration
-    total_critic_updates = total_updates + config.critic.pretrain_iterations * per_iteration
-    history: list[dict[str, Any]] = []
-    expected = config.iterations + (config.critic.pretrain_iterations if loop.pretraining else 0)
+    pretraining = config.critic.pretrain_iterations
+    total_updates = planned_updates(config, pretraining, pretraining + config.iterations)
+    total_critic_updates = planned_updates(config, 0, pretraining + config.iterations)
+    history = run.read()
+    expected = config.iterations + (pretraining if loop.pretraining else len(loop.value_losses))
     bar = ProgressLine("ppo", expected, done=loop.iteration, quiet=not ranks.is_main)
     with bar:
         while loop.policy_iterations < config.iterations:
@@ -209,7 +209,7 @@ def train_ppo(
                     lr_critic = learning_rate(config.critic_optim, loop.critic_updates, total_critic_updates)
                     set_learning_rate(optimizers["policy"], lr_policy)
                     set_learning_rate(optimizers["critic"], lr_critic)
-                    mixed = take_ptx(setup, loop, round(config.ptx.batch_ratio * len(rows))) if train_policy else []
+                    mixed = take_ptx(setup, loop, config.ptx.batch_ratio * len(rows)) if train_policy else []
                     numbers = updater.update(buffer.select(rows), mixed, policy=train_policy)
                     require_finite(numbers, loop.iteration, run)
                     tally.add(numbers)
@@ -256,8 +256,7 @@ def train_ppo(
                     "loop": loop.state_dict(ranks.device),
                 }  # fmt: skip
                 run.checkpoint(loop.iteration, parts, config.checkpoint.keep)
-    if history:
-        watch(setup, engine, config, ranks, run, loop)
+    watch(setup, engine, config, ranks, run, loop)
     finish(setup, config, ranks, run, history)
     return PPOResult(run.path, history, policy, critic, setup.chat_format.tokenizer)
 
@@ -320,8 +319,15 @@ def gather(ranks: Ranks, mine: Experience, total: int) -> Experience:
     return Experience.concatenate(parts).select([offsets[i % ranks.size] + i // ranks.size for i in range(total)])
 
 
-def take_ptx(setup: Setup, loop: Loop, count: int) -> list[tuple[list[int], list[bool]]]:
-    return [setup.ptx[i] for i in loop.ptx_order.take(count)] if loop.ptx_order else []
+def take_ptx(setup: Setup, loop: Loop, count: float) -> list[tuple[list[int], list[bool]]]:
+    """The next ``count`` records of the ptx mix, rounded but at least one; none where there is no mix."""
+    return [setup.ptx[i] for i in loop.ptx_order.take(max(1, round(count)))] if loop.ptx_order else []
+
+
+def planned_updates(config: PPOConfig, first: int, end: int) -> int:
+    """Optimiser updates of iterations ``first`` to ``end`` - 1; the buffer grows over the first ones."""
+    kept = (min(i + 1, config.buffer_iterations) for i in range(first, end))
+    return config.ppo_epochs * sum(math.ceil(config.rollout_batch * n / config.minibatch) for n in kept)
 
 
 def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
@@ -337,10 +343,9 @@ def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
 def require_finite(numbers: dict[str, float], iteration: int, run: RunDirectory) -> None:
     bad = [name for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
-        last = run.latest()
         message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
         run.log({"iteration": iteration, "level": "collapse", "message": message}, "alarms.jsonl")
-        raise UserError(f"{message}; lower the learning rates or raise kl.coef, and resume from {last or 'the start'}")
+        raise UserError(f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef")
 
 
 def watch(
@@ -376,7 +381,7 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
         card = "\n".join([
             "---", "library_name: transformers", "tags: [ppomax, rlhf, ppo]", "---", "", "# PPO policy", "",
             f"Trained with ppomax, preset `{config.preset}`, from `{config.model}`, seed {config.seed}.", "",
-            *(f"- {name}: {last[name]:.4g}" for name in shown if name in last), "",
+            *(f"- {name}: {last[name]:.4g}" for name in shown if isinstance(last.get(name), float)), "",
             "## Settings", "", "```yaml", dump_yaml(config).rstrip(), "```", "",
         ])  # fmt: skip
         save_final(setup.policy, tokenizer, run.final, stage="ppo", card=card)

@@ -12,13 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from ppomax.config import PPOConfig
 from ppomax.data.chat import ChatFormat, fit_dialogue
-from ppomax.data.records import Dialogue, Message, Prompt, Text, unit_hash
+from ppomax.data.records import Dialogue, Message, Prompt, Text, split_key, unit_hash
 from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
 from ppomax.models.loading import (
     add_lora,
+    check_fits,
     check_tokenizer,
     freeze,
     load_causal_lm,
@@ -39,6 +43,11 @@ class EncodedPrompt:
     messages: tuple[Message, ...]
     ids: list[int]
     metadata: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """As the key of the record it came from: equal keys never stand on both sides of a split."""
+        return split_key(self.messages)
 
 
 @dataclass
@@ -85,6 +94,9 @@ def prepare(
         )
     if config.rollout_batch < ranks.size:
         raise UserError(f"rollout_batch = {config.rollout_batch}: smaller than the number of ranks, {ranks.size}")
+    given: list[Any] = [] if reward is None else list(reward) if isinstance(reward, list) else [reward]
+    if not given and not config.reward:
+        raise UserError("reward: no source is given; name a reward model directory, module:function or an http address")
     tokenizer = check_tokenizer(tokenizer) if tokenizer is not None else load_tokenizer(config.model, trust)
     chat_format = ChatFormat(tokenizer, config.chat_template)
     training, watched = _prompts(config, chat_format, prompts, ranks)
@@ -93,69 +105,98 @@ def prepare(
     if policy is None:
         policy = load_causal_lm(config.model, device, trust)
     else:
-        policy = policy.to(device).eval()
+        policy = policy.to(device, torch.float32).eval()
     policy.config.use_cache = False
     if getattr(policy.config, "ppomax_stage", None) == "base":
         say(ranks, f"warning: {config.model} was never fine-tuned (detail 9): without SFT, PPO usually fails")
+    sources = [
+        make_source(
+            (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=device,
+            precision=config.precision, micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=trust,
+        )
+        for source in (given or config.reward)
+    ]  # fmt: skip
     if critic is None:
-        critic = _critic(config, policy, device, trust)
+        critic = _critic(config, policy, tokenizer, sources, device, trust)
     else:
-        critic = critic.to(device).eval()
+        critic = critic.to(device, torch.float32).eval()
+    frozen = [member.model for source in sources for member in getattr(source, "members", [])]
+    if any(critic is model for model in frozen):  # a frozen reward model must not be trained as the critic
+        critic = copy.deepcopy(critic)
     if reference is None and config.reference is not None:
         reference = load_causal_lm(config.reference, device, trust)
-    if reference is None and config.lora is None:
+        _same_tokens(tokenizer, config.reference, "reference", trust)
+    if reference is policy or (reference is None and config.lora is None):
         reference = copy.deepcopy(policy)
     if reference is not None:
-        freeze(reference)
+        freeze(reference.to(device))
+    _fit_contexts(config, tokenizer, policy, [critic, reference], [*training, *watched], mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)
     if config.lora is not None:
         policy = add_lora(policy, config.lora, "CAUSAL_LM")
         critic = add_lora(critic, config.lora, "SEQ_CLS")
 
-    given = [] if reward is None else list(reward) if isinstance(reward, list | tuple) else [reward]
-    sources = [
-        make_source(
-            source,
-            chat_format,
-            device=device,
-            precision=config.precision,
-            micro_batch_tokens=config.micro_batch_tokens,
-            trust_remote_code=trust,
-        )
-        for source in (given or config.reward)
-    ]
-    if not sources:
-        raise UserError("reward: no source is given; name a reward model directory, module:function or an http address")
     return Setup(policy, critic, reference, chat_format, sources, training, watched, mixed)
 
 
-def _critic(config: PPOConfig, policy: Any, device: Any, trust: bool) -> Any:
-    """Detail 8: from the reward model, from the policy's start with a fresh head, or from a directory."""
-    if config.critic.init == "policy":
+def _critic(
+    config: PPOConfig, policy: Any, tokenizer: Any, sources: Sequence[RewardSource], device: Any, trust: bool
+) -> Any:
+    """Detail 8: from the (first) reward model, from the policy's start with a fresh head, or from a directory."""
+    init = config.critic.init
+    if init == "policy":
         return scalar_from_causal(policy, config.seed)
-    path = config.critic.init
-    if path == "reward":
-        models = [s.model for s in config.reward if s.model]
-        if not models:
-            raise UserError(
-                "critic.init = reward: no reward source is a model; set critic.init to policy or to a model directory"
-            )
-        path = models[0] if isinstance(models[0], str) else models[0][0]
-    critic = load_scalar_model(path, device, trust)
-    if critic.config.vocab_size != policy.config.vocab_size:
+    if init != "reward":
+        critic = load_scalar_model(init, device, trust)
+        _same_tokens(tokenizer, init, "critic.init", trust)
+        return critic
+    members = [member for source in sources for member in getattr(source, "members", [])]
+    if not members:
         raise UserError(
-            f"critic.init: {path} has a vocabulary of {critic.config.vocab_size}, the policy of {policy.config.vocab_size}; "
-            "a critic reads the policy's tokens: set critic.init to policy"
+            "critic.init = reward: no reward source is a model; set critic.init to policy or to a model directory"
         )
-    return critic
+    _compare_tokens(tokenizer, members[0].chat.tokenizer, members[0].path, "critic.init = reward")
+    return copy.deepcopy(members[0].model)
+
+
+def _same_tokens(tokenizer: Any, path: str, field: str, trust: bool) -> None:
+    """Critic and reference read the policy's token ids: refuse a model whose own tokenizer gives them another meaning."""
+    try:
+        other = load_tokenizer(path, trust)
+    except UserError:  # a model may be saved without its tokenizer; its size is still checked
+        return
+    _compare_tokens(tokenizer, other, path, field)
+
+
+def _compare_tokens(tokenizer: Any, other: Any, path: str, field: str) -> None:
+    theirs = other.get_vocab()
+    differing = sum(theirs.get(token) != i for token, i in tokenizer.get_vocab().items())
+    if differing:
+        raise UserError(
+            f"{field}: {path} has another tokenizer than the policy ({differing} tokens differ), but reads the policy's "
+            f"tokens: {'set critic.init to policy' if field.startswith('critic') else 'name a model with the same one'}"
+        )
+
+
+def _fit_contexts(
+    config: PPOConfig, tokenizer: Any, policy: Any, others: Sequence[Any], prompts: Sequence[EncodedPrompt],
+    mixed: Sequence[tuple[list[int], list[bool]]],
+) -> None:  # fmt: skip
+    """Refuse what would not fit a model's context, or its embeddings, before the first sample is drawn."""
+    longest = max(len(p.ids) for p in prompts)
+    for model in (policy, *others):
+        if model is not None:
+            where = f"max_prompt_length or sampling.max_new_tokens: {longest} + {config.sampling.max_new_tokens} ="
+            check_fits(model, tokenizer, longest + config.sampling.max_new_tokens, where)
+    check_fits(policy, tokenizer, max((len(ids) for ids, _ in mixed), default=0), "ptx.max_length")
 
 
 def _prompts(
     config: PPOConfig, chat_format: ChatFormat, given: Sequence[Prompt] | None, ranks: Ranks
 ) -> tuple[list[EncodedPrompt], list[EncodedPrompt]]:
     """Training prompts and the fixed held-out ones, none of whose keys is trained on."""
-    watched: list[Any]
+    watched: list[Any] | None
     if given is None:
         records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
         say(ranks, *report.lines())
@@ -165,13 +206,27 @@ def _prompts(
         watched, report = load_mixture(config.watch.prompts, "prompt", split_seed=config.split_seed)
         say(ranks, *report.lines())
     else:
-        watched = sorted(records, key=lambda r: unit_hash(r.key, config.split_seed + 1))
-    held_out = encode_prompts(watched, chat_format, config, ranks, "watch.prompts")[: config.watch.eval_prompts]
-    keys = {Prompt(p.messages).key for p in held_out}
-    training = encode_prompts([r for r in records if r.key not in keys], chat_format, config, ranks, "prompts")
-    if not training:
-        raise UserError("prompts: none is left to train on (all too long, or all taken for watch.eval_prompts)")
-    return training, held_out
+        watched = None
+    training = encode_prompts(records, chat_format, config, ranks, "prompts")
+    if watched is None:
+        held_out = sorted(training, key=lambda p: unit_hash(p.key, config.split_seed + 1))
+    else:
+        held_out = encode_prompts(watched, chat_format, config, ranks, "watch.prompts")
+    held_out = held_out[: config.watch.eval_prompts]
+    keys = {p.key for p in held_out}
+    kept = [p for p in training if p.key not in keys]
+    if not kept:
+        raise UserError(
+            f"prompts: none is left to train on: of {len(records)}, {len(records) - len(training)} are over "
+            f"max_prompt_length = {config.max_prompt_length} and {len(training)} are held out by watch.eval_prompts = "
+            f"{config.watch.eval_prompts}"
+        )
+    say(
+        ranks,
+        f"{len(kept)} prompts to train on; {len(held_out)} held out to be watched, and {len(training) - len(kept)} "
+        "with their first turn taken out of training",
+    )
+    return kept, held_out
 
 
 def encode_prompts(

@@ -16,7 +16,7 @@ from ppomax.config import PPOConfig
 from ppomax.data.batches import pad_sequences, token_budget
 from ppomax.models.logprobs import hidden_states, token_logprobs
 from ppomax.models.responses import ResponseBatch, response_logprobs, response_values
-from ppomax.rl.losses import entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
+from ppomax.rl.losses import MAX_LOG_RATIO, entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
 from ppomax.rl.moments import whiten
 from ppomax.rollout.experience import Experience
 from ppomax.train.optim import clip_gradients
@@ -126,7 +126,7 @@ class Updater:
                     1 - config.surrogate.clip_range,
                     1 + (config.surrogate.clip_range_high or config.surrogate.clip_range),
                 )
-                log_ratio = logprobs - old
+                log_ratio = (logprobs - old).clamp(max=MAX_LOG_RATIO)  # a metric must not overflow and end the run
                 clipped = mask & ((ratio < low) | (ratio > high))
                 sums[1:] += torch.stack([
                     loss_p, clipped.sum() / tokens, torch.where(mask, torch.expm1(log_ratio) - log_ratio, 0).sum() / tokens,

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pydantic import ValidationError
 
 from ppomax.config import RunConfig
 from ppomax.errors import UserError
-from ppomax.options import differences, dump_yaml, load_yaml
+from ppomax.options import differences, dump_yaml
 from ppomax.train.checkpoint import latest_checkpoint, load_part, save_checkpoint, step_of, write_atomic
 from ppomax.train.parallel import Ranks
 
@@ -57,19 +59,27 @@ class RunDirectory:
                 raise UserError(
                     f"output_dir: {path} already holds a run; add --resume to go on with it, or name another directory"
                 )
-            old = load_yaml(type(config), saved)
+            old = cls._read_config(type(config), saved)
             changed = [name for name in differences(old, config) if name not in MAY_CHANGE]
             if changed:
                 raise UserError(
                     f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run"
                 )
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(f.name != ".config.yaml.part" for f in path.iterdir()):  # of a kill at the start
             raise UserError(f"output_dir: {path} is not empty and holds no run; name another directory")
         ranks.barrier()  # all ranks have looked before the first one writes
         if ranks.is_main:
             path.mkdir(parents=True, exist_ok=True)
             write_atomic(saved, dump_yaml(config))
         return cls(path, ranks)
+
+    @staticmethod
+    def _read_config(cls: type[RunConfig], saved: Path) -> RunConfig:
+        """The settings of an earlier run, complete as they were written: no presets, and data may have been in memory."""
+        try:
+            return cls.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{saved}: not the settings of a {cls.__name__[:-6].lower()} run: {error}") from None
 
     @property
     def checkpoints(self) -> Path:
@@ -88,7 +98,7 @@ class RunDirectory:
         step = step_of(checkpoint) if checkpoint else 0
         states = {name: load_part(checkpoint, name) for name in parts} if checkpoint else {}
         if self.ranks.is_main:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
                 self._cut(self.path / name, key, step)
         self.ranks.barrier()
         return step, states
@@ -116,6 +126,12 @@ class RunDirectory:
         if self.ranks.is_main:
             with (self.path / file).open("a", encoding="utf-8") as f:
                 f.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
+
+    def read(self, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """All lines so far; none where there is no file yet."""
+        path = self.path / file
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # no other line ends
+        return [json.loads(line) for line in lines if line]
 
     def write(self, file: str, text: str) -> None:
         if self.ranks.is_main:

@@ -5,8 +5,6 @@ Everything here is arithmetic on tensors: no model, no configuration.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from ppomax.rl.rewards import kl_estimate
 
 def perplexity(logprobs: Tensor, mask: Tensor) -> float:
     """True perplexity of the policy on its own responses: exp(sum NLL / response tokens), from (B, T)."""
-    return math.exp(-masked_mean(logprobs.double(), mask).item())
+    return torch.exp(-masked_mean(logprobs.double(), mask)).item()  # a tensor overflows to inf, math.exp raises
 
 
 def perplexity_moss(sequence_nll: Tensor, mask: Tensor) -> float:
@@ -25,7 +23,7 @@ def perplexity_moss(sequence_nll: Tensor, mask: Tensor) -> float:
 
     ``sequence_nll`` (B,) holds those means. It is not a perplexity: it falls as responses grow.
     """
-    return math.exp(sequence_nll.double().sum().item() / mask.sum().item())
+    return torch.exp(sequence_nll.double().sum() / mask.sum()).item()
 
 
 def experience_metrics(
@@ -35,12 +33,14 @@ def experience_metrics(
     """Metrics of one iteration's samples; (B,) and (B, T) tensors as in `Experience`, ``shaped`` after details 4, 5."""
     lengths = mask.sum(dim=1).double()
     k1 = kl_estimate(logprobs.double(), ref_logprobs.double(), "k1")
+    k2 = kl_estimate(logprobs.double(), ref_logprobs.double(), "k2")
     k3 = kl_estimate(logprobs.double(), ref_logprobs.double(), "k3")
     return {
         "reward/mean": scores.double().mean().item(),
         "reward/std": scores.double().std().item() if scores.numel() > 1 else 0.0,
         "reward/shaped_mean": shaped.double().mean().item(),
         "kl/ref": masked_mean(k1, mask).item(),
+        "kl/ref_k2": masked_mean(k2, mask).item(),
         "kl/ref_k3": masked_mean(k3, mask).item(),
         "kl/ref_sequence": torch.where(mask, k1, 0).sum(dim=1).mean().item(),
         "response/length": lengths.mean().item(),
