@@ -33,6 +33,8 @@ class Answer:
     response: str
     finished: bool = True
     source: str = "memory"
+    metadata: tuple[tuple[str, Any], ...] = ()
+    """the prompt record's other columns, for judges that are functions"""
 
     @property
     def key(self) -> PromptKey:
@@ -179,7 +181,7 @@ class Sampler:
                     run.log(row, file)
                 bar.step(len(part))
         return [
-            Answer(tuple(p.messages), row["response"], row["finished"], p.source)
+            Answer(tuple(p.messages), row["response"], row["finished"], p.source, p.metadata)
             for p, row in zip(prompts, done, strict=True)
         ]
 

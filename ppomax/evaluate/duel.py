@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +104,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         return dict(json.loads(finished.read_text(encoding="utf-8")))
 
     say = _printer(ranks)
-    judge = make_judge(config, ranks)
+    judge = Judge(config, ranks)
     moments = read_samples(config.over_training) if config.over_training else []
     files = {side: _read_side(config, side, say) for side in SIDES}
     formats = {side: _format(config, side) for side in SIDES if files[side] is None}
@@ -117,7 +118,9 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
     for number, side in enumerate(SIDES):
         found = files[side]
         if found is not None:
-            answers[side] = [found[prompt_key(p.messages)] for p in prompts]
+            answers[side] = [
+                replace(found[prompt_key(p.messages)], source=p.source, metadata=p.metadata) for p in prompts
+            ]
             rows = [_answer_row(a) for a in answers[side]]
             run.write(f"answers_{side}.jsonl", _lines(rows))
             continue
@@ -144,6 +147,9 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         result["over_training"] = duel_over_training(
             moments, judge, tie_share=config.tie_band, seed=config.seed, resamples=config.resamples
         )
+    result["judge_truncated"] = judge.truncated()
+    if result["judge_truncated"]:
+        say(f"{result['judge_truncated']} dialogues were longer than the judge's context and lost their left")
     result = plain(result)
     run.write("judgements.jsonl", _lines(judgements))
     run.write("result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
@@ -239,34 +245,45 @@ def duel_over_training(
 # ------------------------------------------------------------------------------------- prompts, sides, judge
 
 
-def make_judge(config: DuelConfig, ranks: Ranks) -> Scorer:
-    """f(answers) -> one score each; an answer that occurs twice is judged once."""
-    model = next((s.model for s in config.judge if s.model), None)
-    path = model if isinstance(model, str) or model is None else model[0]
-    chat = ChatFormat(load_tokenizer(path, config.trust_remote_code), config.chat_template) if path else None
-    sources = [
-        make_source(
-            source, chat, device=ranks.device, precision=config.precision, micro_batch_tokens=config.micro_batch_tokens,
-            trust_remote_code=config.trust_remote_code,
+class Judge:
+    """Called with answers, gives one score each; an answer that occurs twice is judged once."""
+
+    def __init__(self, config: DuelConfig, ranks: Ranks) -> None:
+        model = next((s.model for s in config.judge if s.model), None)
+        path = model if isinstance(model, str) or model is None else model[0]
+        # functions and endpoints read text alone and need no tokens
+        self.chat: Any = (
+            ChatFormat(load_tokenizer(path, config.trust_remote_code), config.chat_template) if path else None
         )
-        for source in config.judge
-    ]  # fmt: skip
-
-    def scores(answers: Sequence[Answer]) -> list[float]:
-        distinct = list({(answer.key, answer.response, answer.finished): answer for answer in answers}.values())
-        samples = [
-            Sample(
-                answer.prompt, answer.response, chat.encode_prompt(answer.prompt) if chat else [],
-                chat.encode_response(answer.prompt, answer.response, answer.finished) if chat else [],
-                answer.finished, {},
+        self.ranks = ranks
+        self.sources = [
+            make_source(
+                source, self.chat, device=ranks.device, precision=config.precision,
+                micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=config.trust_remote_code,
             )
-            for answer in ranks.share(distinct)
+            for source in config.judge
         ]  # fmt: skip
-        mine = combine(sources, samples)[0].tolist() if samples else []
-        known = {(a.key, a.response, a.finished): s for a, s in zip(distinct, ranks.collect(mine), strict=True)}
-        return [known[answer.key, answer.response, answer.finished] for answer in answers]
 
-    return scores
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        def identity(answer: Answer) -> tuple[PromptKey, str, bool]:
+            return answer.key, answer.response, answer.finished
+
+        distinct = list({identity(answer): answer for answer in answers}.values())
+        mine = [self._sample(answer) for answer in self.ranks.share(distinct)]
+        scored = self.ranks.collect(combine(self.sources, mine)[0].tolist())
+        known = {identity(answer): score for answer, score in zip(distinct, scored, strict=True)}
+        return [known[identity(answer)] for answer in answers]
+
+    def _sample(self, answer: Answer) -> Sample:
+        ids: tuple[list[int], list[int]] = ([], [])
+        if self.chat is not None:
+            response = self.chat.encode_response(answer.prompt, answer.response, answer.finished)
+            ids = (self.chat.encode_prompt(answer.prompt), response)
+        return Sample(answer.prompt, answer.response, *ids, answer.finished, dict(answer.metadata))
+
+    def truncated(self) -> int:
+        """Dialogues that were longer than a judge's context and lost their left."""
+        return sum(self.ranks.collect([sum(getattr(source, "truncated", 0) for source in self.sources)]))
 
 
 def _refuse(config: DuelConfig) -> None:
@@ -274,6 +291,9 @@ def _refuse(config: DuelConfig) -> None:
         raise UserError("sampling.samples_per_prompt: a duel compares one answer a prompt; leave it at 1")
     if not config.prompts and not any(is_answer_file(getattr(config, side)) for side in SIDES):
         raise UserError("prompts: none are given, and neither a nor b is a file of answers: give --prompts FILE")
+    for i, source in enumerate(config.judge):
+        if sum(given is not None for given in (source.model, source.function, source.url)) != 1:
+            raise UserError(f"judge.{i}: exactly one of model, function, url is needed")
     for side in SIDES:
         if getattr(config, f"{side}_iteration") is not None and not is_answer_file(getattr(config, side)):
             raise UserError(
