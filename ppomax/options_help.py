@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import sys
 import types
 import typing
 from typing import Any
@@ -143,11 +144,11 @@ def sections(cls: type[Section]) -> list[tuple[str, list[tuple[str, str, str, st
     return out
 
 
-def help_text(cls: type[Section], verb: str = "", *, width: int | None = None, colour: bool = False) -> str:
+def help_text(cls: type[Section], verb: str = "", *, width: int | None = None) -> str:
     """The whole help page as text; ``width`` defaults to the terminal's."""
     width = width or max(80, shutil.get_terminal_size((110, 24)).columns)
     buffer = io.StringIO()
-    console = Console(file=buffer, width=width, force_terminal=colour, highlight=False)
+    console = Console(file=buffer, width=width, force_terminal=sys.stdout.isatty(), highlight=False)
     is_stage = issubclass(cls, RunConfig)
     usage = USAGE.get(verb, "[CONFIG.yaml] [--field value ...] [--resume] [--print-config]")
     console.print(Text(f"usage: ppomax {verb} {usage}"))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ppomax import yaml_tree
-from ppomax.config import Section
+from ppomax.config import RunConfig, Section
 from ppomax.errors import UserError
 from ppomax.layers import COMMAND_LINE, Layer, did_you_mean, words_to_layers
 from ppomax.options import build, differences, load_yaml
@@ -249,7 +249,7 @@ def _substitute(layer: Layer, made: Mapping[str, Stage], names: Sequence[str], u
 def run_pipeline(path: str, words: Sequence[str] = ()) -> None:
     """Run what is not finished yet, stage by stage, each where it stopped."""
     root, stages = read_pipeline(path, words)
-    ranks = _join()
+    ranks = _join(stages)
     for number, stage in enumerate(stages, 1):
         state = _read_state(root)
         status = status_of(stage, state)
@@ -336,12 +336,13 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _join() -> Any:
+def _join(stages: Sequence[Stage]) -> Any:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     from ppomax.train.parallel import join
 
-    return join()
+    # the process group is made once, for the device that the stages will use
+    return join(next((stage.config.device for stage in stages if isinstance(stage.config, RunConfig)), "auto"))
 
 
 def _barrier(ranks: Any) -> None:

@@ -37,7 +37,7 @@ def test_states_follow_the_presets() -> None:
     assert on["ppo_max_ptx"] == on["ppo_max"] | {"ptx"}
     assert on["vanilla"] == {"10", "11", "12"}
     assert on["vanilla_noclip"] == {"10", "11"}
-    assert on["moss_rlhf"] == {"1", "4", "6", "7", "10", "11", "12"}
+    assert on["moss_rlhf"] == {"1", "4", "7", "10", "11", "12"}
     assert "pre-trained" in states("ppo_max")["8"] and "pre-trained" not in states("vanilla")["8"]
     assert states("moss_rlhf")["12"] == "1 joint" and states("moss_rlhf")["10"] == "lam 0.95"
 
