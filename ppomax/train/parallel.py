@@ -54,10 +54,16 @@ class Ranks:
         return values
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks; a rank without samples contributes zeros."""
+        """Replace every gradient by its sum over ranks; a rank without samples contributes zeros.
+
+        A parameter that has no gradient on any rank keeps none, as on a single rank: AdamW then leaves it alone.
+        """
         if self.size == 1:
             return
         trained = [p for p in parameters if p.requires_grad]
+        used = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
+        dist.all_reduce(used)
+        trained = [p for p, count in zip(trained, used.tolist(), strict=True) if count]
         for p in trained:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
