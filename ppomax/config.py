@@ -6,15 +6,32 @@ How files and command-line words become these models is in ``options.py``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import resources
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
     """Strict and immutable: an unknown or wrongly typed field is an error, and nothing changes during a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+def _given(value: Any) -> Any:
+    """What was set of a section, as plain data."""
+    return value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, section by section."""
+    merged = dict(below)
+    for name, value in above.items():
+        old, new = merged.get(name), _given(value)
+        merged[name] = _overlay(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else value
+    return merged
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -104,6 +121,16 @@ class RunConfig(Section):
     """run Python code that comes with a model"""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """checkpoints and how many are kept"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, values: Any) -> Any:
+        """A section given in part keeps the stage's own defaults: SFT(optim={"lr": 1e-3}) still decays by a cosine."""
+        if not isinstance(values, Mapping):
+            return values
+        fields = {name: field.default for name, field in cls.model_fields.items()}
+        sections = {name: default.model_dump() for name, default in fields.items() if isinstance(default, Section)}
+        return _overlay({name: sections[name] for name in sections if name in values}, values)
 
 
 class TextDataConfig(RunConfig):
@@ -445,3 +472,14 @@ class PPOConfig(RunConfig):
     """adapters for policy and critic; the reference is the policy without its adapter"""
     watch: WatchConfig = WatchConfig()
     """samples of fixed prompts at intervals"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        """The preset's switches lie under what is given: PPOConfig(preset="vanilla", kl={"coef": 0.1})."""
+        if not isinstance(values, Mapping):
+            return values
+        file = resources.files("ppomax") / "presets" / f"{values.get('preset', 'ppo_max')}.yaml"
+        if not file.is_file():  # the field's own check will say so
+            return values
+        return _overlay(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, values)
