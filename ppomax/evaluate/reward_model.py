@@ -210,7 +210,8 @@ def most_confidently_wrong(
 def accuracy_rows(evaluation: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Accuracies as text: row = overall or source, columns = n, model and its baselines."""
     rows = {}
-    for name, part in {"overall": evaluation["overall"], **evaluation["sources"]}.items():
+    sources = evaluation["sources"] if len(evaluation["sources"]) > 1 else {}
+    for name, part in {"overall": evaluation["overall"], **sources}.items():
         row = {"pairs": str(part["model"]["n"])}
         columns = {"reward model": "model", "longer wins": "longer", "bag of words": "bag_of_words"}
         row |= {title: _show(part[key]) for title, key in columns.items() if key in part}

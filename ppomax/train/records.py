@@ -25,6 +25,10 @@ def load_records(
     ``records`` and ``held_out`` in memory stand for ``config.data`` and ``config.eval_data``. Without held-out records,
     ``eval_fraction`` of the training prompts is held out.
     """
+    for record in (*(records or ()), *(held_out or ())):
+        if not isinstance(record, ACCEPTED[kind]):
+            names = " or ".join(t.__name__ for t in ACCEPTED[kind])
+            raise UserError(f"records: expected {names}, found {type(record).__name__}")
     lines: list[str] = []
     train: list[Any]
     evaluation: list[Any]
@@ -41,10 +45,6 @@ def load_records(
         lines += [f"held out: {line}" for line in report.lines()]
     else:
         train, evaluation = holdout(train, config.eval_fraction, config.split_seed)
-    for record in (*train, *evaluation):
-        if not isinstance(record, ACCEPTED[kind]):
-            names = " or ".join(t.__name__ for t in ACCEPTED[kind])
-            raise UserError(f"records: expected {names}, found {type(record).__name__}")
     if not train:
         raise UserError("data: no record is left for training; lower eval_fraction or add data")
     shared = {r.key for r in train} & {r.key for r in evaluation}

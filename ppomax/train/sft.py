@@ -369,7 +369,7 @@ def _finish(
     rows: dict[str, dict[str, Any]] = {}
     if after:
         rows = {"start model": {k: before[k] for k in columns}, "trained": {k: after[k] for k in columns}}
-        for name, values in after["sources"].items():
+        for name, values in after["sources"].items() if len(after["sources"]) > 1 else ():
             rows[f"start model, {name}"] = {k: before["sources"][name][k] for k in columns}
             rows[f"trained, {name}"] = {k: values[k] for k in columns}
         run.write(
