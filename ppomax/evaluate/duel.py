@@ -7,13 +7,14 @@ judge reads prompt and answer as text, in its own tokens, so policies of any tok
 how rates and intervals are made is told in ``winrate.py``.
 
 Written to the run directory: config.yaml, answers_a.jsonl, answers_b.jsonl (of models: kept as they are drawn, so that a
-killed duel goes on), judgements.jsonl and result.json.
+killed duel goes on), judgements.jsonl, result.json, and metrics.jsonl (seconds taken).
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
 
     run = RunDirectory.open(config, ranks, resume=resume)
     answers: dict[str, list[Answer]] = {}
+    seconds: dict[str, float] = {}
     for number, side in enumerate(SIDES):
         found = files[side]
         if found is not None:
@@ -124,10 +126,13 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
             rows = [_answer_row(a) for a in answers[side]]
             run.write(f"answers_{side}.jsonl", _lines(rows))
             continue
+        began = time.perf_counter()
         model = models.pop(side).to(ranks.device)
         sampler = Sampler(model, formats[side], sampling, bf16=config.precision == "bf16")
         answers[side] = sampler.answer(prompts, run, f"answers_{side}.jsonl", seed=config.seed, side=number)
+        seconds[f"time/answers_{side}"] = time.perf_counter() - began
 
+    began = time.perf_counter()
     scores = {side: judge(answers[side]) for side in SIDES}
     result, judgements = compare(
         answers["a"], answers["b"], scores["a"], scores["b"], [p.source for p in prompts],
@@ -147,6 +152,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         result["over_training"] = duel_over_training(
             moments, judge, tie_share=config.tie_band, seed=config.seed, resamples=config.resamples
         )
+    run.log({**seconds, "time/judge": time.perf_counter() - began})
     result["judge_truncated"] = judge.truncated()
     if result["judge_truncated"]:
         say(f"{result['judge_truncated']} dialogues were longer than the judge's context and lost their left")

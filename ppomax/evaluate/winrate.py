@@ -6,8 +6,8 @@ units, so intervals come from resampling prompts. Every function is pure and see
 The length-controlled win rate answers "how often would A win if both answers were equally long?". Model: the
 probability that A wins is ``sigmoid(intercept + slope * tanh(d / std(d)))``, where d is the length of A's answer minus
 that of B's and a tie is half a win and half a loss; the rate is the model's value at d = 0, ``sigmoid(intercept)``. The
-slope alone carries a weak ridge penalty (so that it stays finite where length separates wins from losses), the
-intercept none. This is AlpacaEval's length control without its terms for model and instruction.
+slope alone carries a weak ridge penalty, a normal prior of std 2 (few prompts, or lengths that separate wins from losses,
+would otherwise send it to infinity), the intercept none. This is AlpacaEval's length control without its terms for model and instruction.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Numbers = Sequence[float] | Floats
 
 LENGTH_MODEL = (
     "logistic regression: P(win) = sigmoid(intercept + slope * tanh(d / std(d))), d = difference of lengths (A - B) in "
-    "{unit}, a tie is half a win; the rate is the prediction at d = 0"
+    "{unit}, a tie is half a win, normal prior of std 2 on the slope; the rate is the prediction at d = 0"
 )
 """the length-controlled model in words, for results; ``{unit}`` is characters or tokens"""
-RIDGE = 0.01
+RIDGE = 0.25
 """penalty RIDGE / 2 * slope^2 beside a log-likelihood that is summed over prompts"""
 _CHUNK = 2_000_000
 """resamples x prompts that are worked on at once"""

@@ -148,19 +148,16 @@ def reward_histogram(runs: Mapping[str, Sequence[Row]], path: str | Path, *, rid
     figure = Figure(figsize=(max(5.5, 4.5 * len(runs)), 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(1, len(runs)), sharex=True, squeeze=False)[0]
-    for i, (axis, (name, rows)) in enumerate(zip(axes, runs.items(), strict=False)):
-        by_update: dict[int, list[float]] = {}
-        for row in rows:
-            if isinstance(row.get("score"), int | float) and math.isfinite(row["score"]):
-                by_update.setdefault(row["update"], []).append(row["score"])
+    by_run = {name: scores_by_update(rows) for name, rows in runs.items()}
+    shown_of = {name: _spread_out(sorted(by_update), ridges) for name, by_update in by_run.items()}
+    drawn = [score for name, by_update in by_run.items() for u in shown_of[name] for score in by_update[u]] or [0.0]
+    margin = 0.2 * max(max(drawn) - min(drawn), 1e-6)
+    grid = np.linspace(min(drawn) - margin, max(drawn) + margin, 400)
+    for i, (axis, (name, by_update)) in enumerate(zip(axes, by_run.items(), strict=False)):
         if not by_update:
             axis.set_title(f"{name}: no samples")
             continue
-        every = sorted(by_update)
-        shown = [every[k] for k in sorted({round(x) for x in np.linspace(0, len(every) - 1, ridges)})]
-        scores = np.concatenate([np.asarray(by_update[u]) for u in shown])
-        reach = max(float(np.ptp(scores)), 1e-6)
-        grid = np.linspace(scores.min() - 0.15 * reach, scores.max() + 0.15 * reach, 400)
+        shown = shown_of[name]
         densities = [density(np.asarray(by_update[u]), grid) for u in shown]
         height = 1.6 / max(float(d.max()) for d in densities)
         for level, (update, curve) in enumerate(zip(shown, densities, strict=True)):
@@ -177,6 +174,20 @@ def reward_histogram(runs: Mapping[str, Sequence[Row]], path: str | Path, *, rid
         axis.grid(alpha=0.25, axis="x")
     figure.suptitle(f"reward over {_prompt_count(runs)} fixed held-out prompts (black tick: median)")
     _save(figure, path)
+
+
+def scores_by_update(rows: Sequence[Row]) -> dict[int, list[float]]:
+    """Finite scores of samples.jsonl, by the number of policy updates."""
+    out: dict[int, list[float]] = {}
+    for row in rows:
+        if isinstance(row.get("score"), int | float) and math.isfinite(row["score"]):
+            out.setdefault(row["update"], []).append(row["score"])
+    return out
+
+
+def _spread_out(values: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the values, evenly over the list, the first and the last among them."""
+    return [values[k] for k in sorted({round(x) for x in np.linspace(0, len(values) - 1, count)})] if values else []
 
 
 def _prompt_count(runs: Mapping[str, Sequence[Row]]) -> str:

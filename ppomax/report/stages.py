@@ -1,0 +1,159 @@
+"""What the stages of a pipeline left behind, read for a page, and measurements of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors import safe_open
+
+from ppomax.errors import UserError
+from ppomax.report.figures import policy_series
+
+TITLES = {"ppo_max": "PPO-max", "sft": "SFT", "base": "base model", "vanilla": "vanilla PPO"}
+
+
+@dataclass
+class Stage:
+    """One stage's directory, as far as it is there."""
+
+    name: str
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.name, self.name.replace("_", " "))
+
+
+@dataclass
+class Pipeline:
+    """The stages of a page. ``duels[i]`` compares ``ppo[i]`` with the SFT model."""
+
+    root: Path
+    language: list[Stage]
+    rewards: list[Stage]
+    ppo: list[Stage]
+    duels: list[Stage]
+    missing: list[str]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines of a file; none where it is absent."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(f"{path}: malformed JSON ({error}): is the run still being written?") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def read_stage(root: Path, name: str) -> Stage | None:
+    """None where the stage was not run."""
+    path = root / name
+    if not (path / "config.yaml").exists():
+        return None
+    return Stage(
+        name, path,
+        config=yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")),
+        metrics=read_lines(path / "metrics.jsonl"),
+        samples=read_lines(path / "samples.jsonl"),
+        evaluation=read_json(path / "evaluation.json"),
+        result=read_json(path / "result.json"),
+    )  # fmt: skip
+
+
+def read_pipeline(
+    root: Path, *, language: Sequence[str], rewards: Sequence[str], ppo: Sequence[str], duels: Sequence[str]
+) -> Pipeline:
+    """All stages that are there. Duels belong to PPO runs by their place in the list."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such directory; give the output_dir of a pipeline")
+    if len(duels) != len(ppo):
+        raise UserError(f"--duels: {len(duels)} duels for {len(ppo)} PPO runs; name one for each")
+    found = {name: read_stage(root, name) for name in (*language, *rewards, *ppo, *duels)}
+    missing = [name for name, stage in found.items() if stage is None]
+    if len(missing) == len(found):
+        raise UserError(f"{root}: holds none of the stages {', '.join(found)}")
+
+    def there(names: Sequence[str]) -> list[Stage]:
+        return [stage for name in names if (stage := found[name]) is not None]
+
+    return Pipeline(root, there(language), there(rewards), there(ppo), there(duels), missing)
+
+
+# ----------------------------------------------------------------------------------------- measurements
+
+
+@dataclass
+class Course:
+    """How one metric went over the policy iterations of a run: means of its first and last tenth."""
+
+    first: float
+    before_last: float
+    last: float
+    highest: float
+
+    @classmethod
+    def of(cls, stage: Stage, metric: str) -> Course | None:
+        _, values = policy_series(stage.metrics, metric)
+        if not values:
+            return None
+        width = max(1, len(values) // 10)
+        before = values[-2 * width : -width] or values[-width:]
+        return cls(float(np.mean(values[:width])), float(np.mean(before)), float(np.mean(values[-width:])), max(values))
+
+
+def held_out_change(stage: Stage) -> tuple[float, float, float, float] | None:
+    """(first mean, last mean, mean change, half width of its 95% interval) of the trained reward on fixed prompts."""
+    updates = sorted({row["update"] for row in stage.samples})
+    if len(updates) < 2:
+        return None
+    at = {
+        u: {json.dumps(row["prompt"]): row["score"] for row in stage.samples if row["update"] == u}
+        for u in (updates[0], updates[-1])
+    }
+    keys = [key for key in at[updates[0]] if key in at[updates[-1]]]
+    first, last = (np.array([at[u][key] for key in keys], dtype=float) for u in (updates[0], updates[-1]))
+    change = last - first
+    half = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else float("nan")
+    return float(first.mean()), float(last.mean()), float(change.mean()), half
+
+
+def parameters(folder: Path) -> int | None:
+    """Number of weights in a model directory."""
+    files = sorted(folder.glob("*.safetensors"))
+    total = 0
+    for file in files:
+        with safe_open(file, framework="np") as weights:
+            total += sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
+    return total or None
+
+
+def seconds(stage: Stage) -> dict[str, float]:
+    """Seconds by phase, as the stage wrote them down."""
+    total: dict[str, float] = {}
+    for row in stage.metrics:
+        for key, value in row.items():
+            if key.startswith("time/") and isinstance(value, int | float):
+                total[key.removeprefix("time/")] = total.get(key.removeprefix("time/"), 0.0) + value
+    return total
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {name: value for key, below in values.items() for name, value in flat(below, f"{prefix}{key}.").items()}
