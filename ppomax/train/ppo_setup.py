@@ -209,7 +209,8 @@ def _prompts(
         watched = None
     training = encode_prompts(records, chat_format, config, ranks, "prompts")
     if watched is None:
-        held_out = sorted(training, key=lambda p: unit_hash(p.key, config.split_seed + 1))
+        distinct = {p.key: p for p in reversed(training)}  # one prompt for each first turn
+        held_out = sorted(distinct.values(), key=lambda p: unit_hash(p.key, config.split_seed + 1))
     else:
         held_out = encode_prompts(watched, chat_format, config, ranks, "watch.prompts")
     held_out = held_out[: config.watch.eval_prompts]
