@@ -149,6 +149,10 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         "resamples": config.resamples,
     }
     if moments:
+        named = {prompt_key(p.messages): p.source for p in prompts}
+        for moment in moments:  # samples.jsonl does not say where its prompts come from
+            for key, answer in moment.answers.items():
+                moment.answers[key] = replace(answer, source=named.get(key, answer.source))
         result["over_training"] = duel_over_training(
             moments, judge, tie_share=config.tie_band, seed=config.seed, resamples=config.resamples
         )

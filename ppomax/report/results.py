@@ -31,7 +31,7 @@ from ppomax.report.verdicts import Verdicts, compare_drift, judge_duel, judge_re
 
 
 def build_page(
-    p: Pipeline, out: Path, *, title: str, remake: Sequence[str], machine: str, quotes: int, unquoted: str
+    p: Pipeline, out: Path, *, title: str, remake: Sequence[str], machine: str, quotes: int, harmless: str
 ) -> str:
     """The page as text; its figures are written beside ``out``."""
     figures = out.with_suffix("")
@@ -57,11 +57,11 @@ def build_page(
         blocks.append("Not in these files: " + ", ".join(f"`{name}`" for name in p.missing) + ".")
     blocks += ["## In short", *verdicts.blocks()]
     blocks += [*settings_section(p), *data_section(p), *language_section(p), *reward_section(p, figures)]
-    blocks += [*training_section(p, figures), *duel_section(p, figures)]
+    blocks += [*training_section(p, figures), *duel_section(p, figures, harmless)]
     if matched(p):
         run, duel = matched(p)[0]
         judged = read_lines(duel.path / "judgements.jsonl")
-        blocks += dialogue_section(judged, a=run.title, b="SFT", count=quotes, unquoted=unquoted)
+        blocks += dialogue_section(judged, a=run.title, b="SFT", count=quotes, unquoted=harmless)
     blocks += time_section(p, machine)
     blocks += ["## How to make it again", "```\n" + "\n".join(remake) + "\n```"]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -81,7 +81,10 @@ def main(words: Sequence[str] | None = None) -> int:
         "--duels", nargs="*", default=["duel_ppo_max", "duel_vanilla"], help="their duels with SFT, in order"
     )
     parser.add_argument("--dialogues", type=int, default=10, help="how many are shown")
-    parser.add_argument("--unquoted", default="harmless|red-team", help="prompts of sources that match are not shown")
+    parser.add_argument(
+        "--harmless", default="harmless|red-team",
+        help="sources that match are the harmless prompts (judged apart, and not shown: they mean to offend)",
+    )  # fmt: skip
     given = parser.parse_args(words)
     if given.out.suffix != ".md":
         print(f"error: {given.out}: the page must end in .md", file=sys.stderr)
@@ -97,7 +100,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         page = build_page(
             pipeline, given.out, title=given.title, remake=remake, machine=given.machine, quotes=given.dialogues,
-            unquoted=given.unquoted,
+            harmless=given.harmless,
         )  # fmt: skip
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

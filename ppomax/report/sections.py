@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from ppomax.evaluate.winrate import summarise
 from ppomax.report.figures import reward_histogram, training_panel, win_rate_curve
 from ppomax.report.markdown import accuracy_cell, estimate, number, share, table
-from ppomax.report.stages import Course, Pipeline, Stage, flat, parameters, seconds
+from ppomax.report.stages import Course, Pipeline, Stage, flat, parameters, read_lines, seconds
 
 
 def settings_section(p: Pipeline) -> list[str]:
@@ -66,7 +68,8 @@ def data_section(p: Pipeline) -> list[str]:
         text = card.read_text(encoding="utf-8") if card.exists() else ""
         match = re.search(r"^## Data\n+((?:- .*\n?)+)", text, re.MULTILINE)
         if match:
-            out += [f"`{stage.name}`:", match[1].strip()]
+            # where the data lie is this machine's business: file names will do
+            out += [f"`{stage.name}`:", re.sub(r"\(first: [^()]*/", "(first: ", match[1].strip())]
     for stage in p.ppo:
         prompts = ", ".join(
             f"`{s['path']}`" + (f" ({s['split']})" if s["split"] else "") for s in stage.config["prompts"]
@@ -171,6 +174,21 @@ DUEL_HEAD = [
 ]
 
 
+def by_kind(duel: Stage, harmless: str) -> dict[str, dict[str, Any]]:
+    """Helpful and harmless prompts apart (section 6 of the paper), from the judgements: ``harmless`` matches sources."""
+    judged = read_lines(duel.path / "judgements.jsonl")
+    words = {"win": 1, "tie": 0, "lose": -1}
+    out = {}
+    for name in ("helpful", "harmless"):
+        rows = [r for r in judged if bool(harmless and re.search(harmless, str(r["source"]))) == (name == "harmless")]
+        if rows:
+            out[name] = summarise(
+                np.array([words[r["outcome"]] for r in rows], dtype=np.int8), [r["length_a"] for r in rows],
+                [r["length_b"] for r in rows], seed=duel.result["seed"], resamples=duel.result["resamples"],
+            )  # fmt: skip
+    return out
+
+
 MOMENT_HEAD = [
     "updates", "win / tie / lose", "win rate, ties half", "length-controlled", "judge's score", "trained reward",
     "KL (nats a response)", "length (tokens)",
@@ -192,7 +210,7 @@ def option(value: Any) -> str:
     return "off" if value is None else json.dumps(value) if isinstance(value, bool) else number(value)
 
 
-def duel_section(p: Pipeline, figures: Path) -> list[str]:
+def duel_section(p: Pipeline, figures: Path, harmless: str) -> list[str]:
     out = []
     titles = {d.name: run.title for run, d in matched(p)}
     curves = {titles[d.name]: d.result["over_training"] for d in p.duels if d.result.get("over_training")}
@@ -217,7 +235,9 @@ def duel_section(p: Pipeline, figures: Path) -> list[str]:
             f"{sampling['temperature']:g}, repetition penalty {sampling['repetition_penalty']:g}, at most "
             f"{(result.get('sampled') or sampling)['max_new_tokens']} tokens), judge `{', '.join(map(str, result['judge']))}`; "
             f"a difference of scores up to {number(result['tie_band'])} is a tie.",
-            table(["", *DUEL_HEAD], duel_rows([*result["by_source"].items(), ("**all**", result["overall"])])),
+            table(["", *DUEL_HEAD], duel_rows([*by_kind(duel, harmless).items(), ("**all**", result["overall"])])),
+            "By source of the prompts:",
+            table(["", *DUEL_HEAD], duel_rows(list(result["by_source"].items()))),
         ]
     if held or curves:
         model = (held or p.duels)[0].result["overall"]["length_controlled"]["model"]

@@ -28,7 +28,7 @@ class Verdicts:
         """Markdown: three lists under their headings."""
         parts = (
             ("As expected", self.met),
-            ("Not as expected", self.missed or ["nothing of what was checked"]),
+            ("Not as expected", self.missed or ["nothing of what was checked"] * bool(self.met)),
             ("Besides", self.other),
         )
         return [f"**{head}**\n\n" + "\n".join(f"- {s}" for s in said) for head, said in parts if said]

@@ -248,6 +248,16 @@ def test_over_training_beside_a_duel_between_its_moments(tmp_path: Path) -> None
         duel(tmp_path / "other", a=file, b=file, b_iteration=4)
 
 
+def test_over_training_knows_the_sources_of_the_prompts(tmp_path: Path) -> None:
+    file = samples(tmp_path)
+    prompts = write(
+        tmp_path / "p.jsonl", [{"prompt": f"q{k}", "source": "even" if k % 2 == 0 else "odd"} for k in range(3)]
+    )
+    result = duel(tmp_path / "run", a=file, b=file, b_iteration=3, over_training=file, prompts=prompts)
+    last = result["over_training"][-1]["by_source"]
+    assert {name: part["prompts"] for name, part in last.items()} == {"even": 2, "odd": 1, "samples": 1}
+
+
 def test_the_same_answer_is_judged_once(tmp_path: Path) -> None:
     file = samples(tmp_path)
     duel(tmp_path / "run", a=file, b=file, b_iteration=3, over_training=file)

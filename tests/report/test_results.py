@@ -18,7 +18,7 @@ from ppomax.options import dump_yaml, from_mapping
 from ppomax.report.dialogues import every_kth
 from ppomax.report.markdown import verbatim
 from ppomax.report.results import main
-from ppomax.report.stages import Course, held_out_change, read_stage
+from ppomax.report.stages import Course, held_out_change, read_lines, read_stage
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -91,7 +91,13 @@ def duel_files(folder: Path, samples: Path, shift: float) -> None:
         answers["a"], answers["b"], scores["a"], scores["b"], sources, tie_share=0.1, resamples=100
     )
     over = duel_over_training(str(samples), lambda xs: [float(len(x.response)) for x in xs], resamples=100)
-    result |= {"judge": ["runs/judge/final"], "sampled": {"max_new_tokens": 64}, "over_training": over}
+    result |= {
+        "seed": 0,
+        "resamples": 100,
+        "judge": ["runs/judge/final"],
+        "sampled": {"max_new_tokens": 64},
+        "over_training": over,
+    }
     (folder / "result.json").write_text(json.dumps(result))
     write(folder / "judgements.jsonl", judgements)
     write(folder / "metrics.jsonl", [{"time/answers_a": 60.0, "time/judge": 30.0}])
@@ -104,7 +110,7 @@ def runs(tmp_path: Path) -> Path:
     for name in ("base", "sft"):
         folder = stage(root, name, SFTConfig, model="m", data="$PPOMAX_DATA/d.jsonl")
         (folder / "final" / "README.md").write_text(
-            "# Card\n\n## Data\n\n- d.jsonl: 12 read, 12 kept\n- 11 examples\n\n## More\n"
+            "# Card\n\n## Data\n\n- d.jsonl: 12 read, 12 kept; dropped: 1 (first: /home/me/d.jsonl:3)\n- 11 examples\n\n## More\n"
         )
         evals = [
             {"update": u, "eval/loss": 5.0 - u, "eval/perplexity": 9.0, "eval/token_accuracy": 0.2} for u in (0, 2)
@@ -171,7 +177,7 @@ def test_page_has_all_sections_and_figures(runs: Path, tmp_path: Path) -> None:
     for name in ("training", "rewards", "win_rate"):
         assert f"](page/{name}.png)" in text and (tmp_path / "docs" / "page" / f"{name}.png").stat().st_size > 5000
     assert "1,230" in text  # parameters, counted in the file
-    assert "- d.jsonl: 12 read, 12 kept" in text and "## More" not in text
+    assert "- d.jsonl: 12 read, 12 kept; dropped: 1 (first: d.jsonl:3)" in text and "## More" not in text
     assert "| `kl.coef` | 0.05 | 0 |" in text and "| `output_dir`" not in text
     assert "python -m ppomax.report.results" in text
     assert "| `ppo_max` | 10.5 | sample 3.5 |" in text  # 21 iterations of 30 s
@@ -225,6 +231,19 @@ def test_dialogues_by_rule_without_offence(runs: Path, tmp_path: Path) -> None:
     for i in range(10):
         assert f"**{i + 1}.** prompt {2 * i} &#124; \\*x\\*" in shown
     assert "hh-red-team" not in shown and "<b>" not in shown and "&lt;b&gt;" in shown
+
+
+def test_helpful_and_harmless_apart(runs: Path, tmp_path: Path) -> None:
+    text = page(runs, tmp_path)
+    judged = read_lines(runs / "duel_ppo_max" / "judgements.jsonl")
+    for kind, source in (("helpful", "self-instruct"), ("harmless", "hh-red-team")):
+        rows = [line for line in text.split("\n") if line.startswith((f"| {kind} |", f"| {source} |"))]
+        first, second = (row.split(" | ", 1)[1] for row in (rows[0], rows[1]))
+        assert first == second  # one source a kind here
+        outcomes = [row["outcome"] for row in judged if row["source"] == source]
+        assert first.startswith(
+            " | ".join(str(n) for n in (len(outcomes), *map(outcomes.count, ("win", "tie", "lose"))))
+        )
 
 
 def test_every_kth_by_hand() -> None:
