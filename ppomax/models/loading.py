@@ -73,6 +73,8 @@ def load_causal_lm(path: str, device: torch.device | str = "cpu", trust_remote_c
     """Causal language model in float32, evaluation mode."""
     model = _load("language model", path, AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True,
                   trust_remote_code=trust_remote_code)  # fmt: skip
+    if any("SequenceClassification" in kind for kind in model.config.architectures or []):
+        raise UserError(f"{path}: is a reward model, not a language model; give the model it was trained from")
     return _settle(model, device)
 
 

@@ -108,32 +108,25 @@ class Member:
     path: str = "memory"
 
 
-def _tokenization(tokenizer: Any) -> Any:
-    """What decides how text becomes ids: everything but the pad token, which may have been added for a reward model."""
-    pad = tokenizer.pad_token
+def _tokenization(tokenizer: Any, pads: set[str | None]) -> Any:
+    """What decides how text becomes ids: everything but the pad tokens, one of which a reward model may have added."""
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        vocabulary = {token: i for token, i in tokenizer.get_vocab().items() if token != pad}
-        return type(tokenizer).__name__, vocabulary, tokenizer.bos_token, tokenizer.eos_token
+        return type(tokenizer).__name__, {t: i for t, i in tokenizer.get_vocab().items() if t not in pads}, ends
     state = json.loads(backend.to_str())
-    added = [token for token in state["added_tokens"] if token["content"] != pad]
-    return [
-        state["model"],
-        state["normalizer"],
-        state["pre_tokenizer"],
-        added,
-        tokenizer.bos_token,
-        tokenizer.eos_token,
-    ]
+    added = [token for token in state["added_tokens"] if token["content"] not in pads]
+    return state["model"], state["normalizer"], state["pre_tokenizer"], added, ends
 
 
 def same_ids(one: ChatFormat | None, other: ChatFormat) -> bool:
     """True when both turn every dialogue into the same ids: same vocabulary, merges, special tokens and template."""
-    return (
-        one is not None
-        and one.jinja == other.jinja
-        and (one.tokenizer is other.tokenizer or _tokenization(one.tokenizer) == _tokenization(other.tokenizer))
-    )
+    if one is None or one.jinja != other.jinja:
+        return False
+    if one.tokenizer is other.tokenizer:
+        return True
+    pads = {one.tokenizer.pad_token, other.tokenizer.pad_token}
+    return bool(_tokenization(one.tokenizer, pads) == _tokenization(other.tokenizer, pads))
 
 
 class ModelSource:

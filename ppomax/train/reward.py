@@ -45,8 +45,8 @@ from ppomax.train.records import load_records
 from ppomax.train.run import RunDirectory, plain, precision
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng"]
-TRAIN_SAMPLE = 1000
-"""at most this many training pairs are scored beside the held-out ones"""
+TRAIN_SAMPLE = 100, 1000
+"""fewest and most training pairs that are scored beside the held-out ones; else as many as those"""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,6 @@ def with_own_pad(tokenizer: Any, causal: Any, chat: ChatFormat) -> tuple[Any, st
     return tokenizer, line
 
 
-def _load_causal(config: RewardConfig, device: torch.device) -> Any:
-    causal = loading.load_causal_lm(config.model, device, config.trust_remote_code)
-    if any("SequenceClassification" in kind for kind in causal.config.architectures or []):
-        raise UserError(f"model: {config.model} is a reward model already; give the language model to start from")
-    return causal
-
-
 def train_reward(
     config: RewardConfig,
     *,
@@ -172,7 +165,9 @@ def train_reward(
         demonstrations = loaded  # type: ignore[assignment]
         data_lines += [f"calibration: {line}" for line in report.lines()]
     chat = ChatFormat(tokenizer, config.chat_template)
-    causal = model if model is not None else _load_causal(config, device)
+    causal = model
+    if causal is None:
+        causal = loading.load_causal_lm(config.model, device, config.trust_remote_code)
     causal = causal.to(device).float().eval()
     loading.check_fits(causal, tokenizer, config.max_length)
     tokenizer, pad_line = with_own_pad(tokenizer, causal, chat)
@@ -206,7 +201,8 @@ def train_reward(
     schedule = make_schedule(encoded, config)
     total = len(schedule)
     seen_pairs = np.cumsum([0, *map(len, schedule)])
-    sample = encoded[:: max(1, math.ceil(len(encoded) / TRAIN_SAMPLE))]
+    least, most = TRAIN_SAMPLE
+    sample = encoded[:: math.ceil(len(encoded) / min(max(len(eval_encoded), least), most))]
 
     start, states = run.restore(CHECKPOINT_PARTS, "update")
     if states:
@@ -214,16 +210,15 @@ def train_reward(
         optimizer.load_state_dict(states["optimizer"])
         restore_rng(states["rng"], device)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """Numbers for metrics.jsonl, and the rewards (N,), (N,) of the held-out pairs."""
         chosen, rejected = score_pairs(scalar, eval_encoded, config, ranks, pad_id)
-        train_chosen, train_rejected = score_pairs(scalar, sample, config, ranks, pad_id)
-        gaps = chosen - rejected
-        return {
-            "eval/accuracy": _right(gaps),
-            "eval/loss": float(np.logaddexp(0.0, -gaps).mean()),
-            "eval/gap": float(gaps.mean()),
-            "eval/train_accuracy": _right(train_chosen - train_rejected),
-        }
+        numbers = {"eval/train_accuracy": _right(np.subtract(*score_pairs(scalar, sample, config, ranks, pad_id)))}
+        if eval_encoded:
+            gaps = chosen - rejected
+            numbers |= {"eval/accuracy": _right(gaps), "eval/gap": float(gaps.mean())}
+            numbers["eval/loss"] = float(np.logaddexp(0.0, -gaps).mean())
+        return numbers, chosen, rejected
 
     with ProgressLine("reward", total, done=start, quiet=not ranks.is_main) as bar:
         for update in range(start, total):
@@ -231,7 +226,7 @@ def train_reward(
             metrics: dict[str, float] = {}
             # A line holds the model *after* `update` updates: the first one is the untrained unit's.
             if eval_encoded and config.eval_every and update % config.eval_every == 0:
-                metrics |= evaluate()
+                metrics |= evaluate()[0]
             evaluated = time.perf_counter()
 
             batch_pairs = [encoded[i] for i in schedule[update]]
@@ -283,17 +278,18 @@ def train_reward(
                 }
                 run.checkpoint(done, state, config.checkpoint.keep)
 
-    if eval_encoded:
-        run.log({"update": total, "epoch": float(seen_pairs[-1]) / len(encoded), **evaluate()})
-    results: dict[str, Any] = {"reward_offset": 0.0, "demonstrations": len(calibration_ids)}
-    if calibration_ids:
-        results["reward_offset"] = float(score(scalar, calibration_ids, config, ranks, pad_id).mean())
-        inner_model(scalar).config.reward_offset = results["reward_offset"]
-    results["train_accuracy"] = _right(np.subtract(*score_pairs(scalar, sample, config, ranks, pad_id)))
-    chosen_scores, rejected_scores = score_pairs(scalar, eval_encoded, config, ranks, pad_id)
+    numbers, chosen_rewards, rejected_rewards = evaluate()
+    run.log({"update": total, "epoch": float(seen_pairs[-1]) / len(encoded), **numbers})
+    offset = float(score(scalar, calibration_ids, config, ranks, pad_id).mean()) if calibration_ids else 0.0
+    inner_model(scalar).config.reward_offset = offset
+    results: dict[str, Any] = {
+        "train_accuracy": numbers["eval/train_accuracy"],
+        "reward_offset": offset,
+        "demonstrations": len(calibration_ids),
+    }
     if ranks.is_main:
         _finish(run, config, scalar, tokenizer, chat, data_lines, encoded, eval_encoded,
-                chosen_scores, rejected_scores, results)  # fmt: skip
+                chosen_rewards - offset, rejected_rewards - offset, results)  # fmt: skip
     ranks.barrier()
     return RewardResult(run.path, results, scalar, tokenizer)
 

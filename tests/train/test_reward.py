@@ -162,7 +162,9 @@ def test_weights_are_shared(make_lm: Callable[..., Any]) -> None:
 
 
 def pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> PreferencePair:
-    sides = [({"role": r, "content": t},) for r, t in (("user", prompt), ("assistant", chosen), ("assistant", rejected))]
+    sides = [
+        ({"role": r, "content": t},) for r, t in (("user", prompt), ("assistant", chosen), ("assistant", rejected))
+    ]
     return PreferencePair(*sides, **rest)
 
 
@@ -264,7 +266,10 @@ def test_stock_loader_gives_the_same_scores(
         run = tmp_path / f"run{offset is None}"
         config = reward_config(run, epochs=0.5)
         result = train_reward(config, model=make_lm(), tokenizer=tokenizer, pairs=pairs, demonstrations=offset)
-        stock, tok = AutoModelForSequenceClassification.from_pretrained(run / "final"), AutoTokenizer.from_pretrained(run / "final")
+        stock, tok = (
+            AutoModelForSequenceClassification.from_pretrained(run / "final"),
+            AutoTokenizer.from_pretrained(run / "final"),
+        )
         assert stock.config.num_labels == 1 and tok.pad_token_id == stock.config.pad_token_id != tok.eos_token_id
         assert tok.padding_side == "right"
         chat = ChatFormat(tok, "model")
@@ -295,7 +300,10 @@ def test_pad_that_ends_answers_is_replaced(
     train_reward(reward_config(run, epochs=0.5), model=make_lm(), tokenizer=tokenizer, pairs=pairs)
     assert "must differ from the tokens that end an answer" in capsys.readouterr().out
     assert len(tokenizer) == len(mine)  # the caller's tokenizer is left alone
-    tok, stock = AutoTokenizer.from_pretrained(run / "final"), AutoModelForSequenceClassification.from_pretrained(run / "final")
+    tok, stock = (
+        AutoTokenizer.from_pretrained(run / "final"),
+        AutoModelForSequenceClassification.from_pretrained(run / "final"),
+    )
     assert tok.pad_token_id == len(mine) == stock.config.pad_token_id
     assert stock.get_input_embeddings().weight.shape[0] == len(mine) + 1
     chat = ChatFormat(tok, "model")
@@ -310,17 +318,33 @@ def test_disagreements_hold_the_widest_wrong_gaps(
 ) -> None:
     turned = [PreferencePair(p.prompt, p.rejected, p.chosen, "turned") for p in pairs[:10]]
     run = tmp_path / "run"
-    train_reward(reward_config(run, epochs=6), model=make_lm(), tokenizer=tokenizer, pairs=pairs[10:], eval_pairs=turned)
+    train_reward(
+        reward_config(run, epochs=6), model=make_lm(), tokenizer=tokenizer, pairs=pairs[10:], eval_pairs=turned
+    )
     wrong = [json.loads(line) for line in (run / "disagreements.jsonl").read_text().splitlines()]
     assert len(wrong) == 10
     assert [w["gap"] for w in wrong] == sorted(w["gap"] for w in wrong)
     assert all(w["gap"] < 0 and w["gap"] == pytest.approx(w["reward_chosen"] - w["reward_rejected"]) for w in wrong)
     assert {w["chosen"] for w in wrong} == {p.chosen[0]["content"] for p in turned}
-    assert set(wrong[0]) == {"prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "gap", "source", "origin"}
+    assert set(wrong[0]) == {
+        "prompt",
+        "chosen",
+        "rejected",
+        "reward_chosen",
+        "reward_rejected",
+        "gap",
+        "source",
+        "origin",
+    }
 
 
 def test_resumed_run_continues_bit_for_bit(
-    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair], dialogues: Any, monkeypatch: Any
+    tmp_path: Path,
+    make_lm: Callable[..., Any],
+    tokenizer: Any,
+    pairs: list[PreferencePair],
+    dialogues: Any,
+    monkeypatch: Any,
 ) -> None:
     def go(folder: Path, resume: bool = False) -> Any:
         config = reward_config(folder, epochs=3, eval_every=2, checkpoint={"every": 3, "keep": 2})
@@ -347,7 +371,9 @@ def test_resumed_run_continues_bit_for_bit(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_lora(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair], tied: bool) -> None:
+def test_lora(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair], tied: bool
+) -> None:
     pytest.importorskip("peft")
     config = reward_config(tmp_path / "run", lora={"rank": 4, "alpha": 16}, epochs=4, optim={"lr": 1e-2, "eps": 1e-3})
     start = make_lm(tie_word_embeddings=tied)
@@ -384,7 +410,9 @@ def test_margin(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pai
     wide = [PreferencePair(p.prompt, p.chosen, p.rejected, p.source, margin=2.0) for p in pairs]
     first = []
     for name, margin in (("with", True), ("without", False)):
-        train_reward(reward_config(tmp_path / name, margin=margin, epochs=0.5), model=make_lm(), tokenizer=tokenizer, pairs=wide)
+        train_reward(
+            reward_config(tmp_path / name, margin=margin, epochs=0.5), model=make_lm(), tokenizer=tokenizer, pairs=wide
+        )
         first.append(metrics_of(tmp_path / name)[0]["loss/preference"])
     assert first[0] > first[1] + 0.5
     with pytest.raises(UserError, match="no training pair has a `margin`"):
@@ -417,7 +445,7 @@ def test_mistakes_are_told_in_one_line(
     reward_model = on_backbone(make_lm(), pad_id=0)
     reward_model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
-    with pytest.raises(UserError, match="is a reward model already"):
+    with pytest.raises(UserError, match="is a reward model, not a language model"):
         train_reward(reward_config(run, model=str(tmp_path / "rm")), pairs=pairs)
     with pytest.raises(UserError, match="no such model directory"):
         train_reward(reward_config(run, model=str(tmp_path / "absent")), pairs=pairs)
@@ -428,8 +456,23 @@ def test_mistakes_are_told_in_one_line(
     assert not run.exists()
 
 
-def test_nothing_held_out(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair]) -> None:
+def test_nothing_held_out(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair]
+) -> None:
     config = reward_config(tmp_path / "run", eval_fraction=0, epochs=0.5)
     result = train_reward(config, model=make_lm(), tokenizer=tokenizer, pairs=pairs)
     assert "held_out" not in result.metrics and math.isfinite(result.metrics["train_accuracy"])
     assert (tmp_path / "run/final/model.safetensors").is_file()
+
+
+def test_bf16_compares_rewards_in_float32(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair]
+) -> None:
+    first = []
+    for name in ("float32", "bf16"):
+        config = reward_config(tmp_path / name, precision=name, epochs=4)
+        result = train_reward(config, model=make_lm(), tokenizer=tokenizer, pairs=pairs)
+        assert all(p.dtype == torch.float32 for p in result.model.parameters())
+        assert result.metrics["held_out"]["overall"]["model"]["accuracy"] > 0.9
+        first.append(metrics_of(tmp_path / name)[0]["loss/train"])
+    assert first[0] != first[1] and first[1] == pytest.approx(first[0], rel=0.01)

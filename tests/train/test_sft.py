@@ -80,14 +80,18 @@ def loss_and_gradients(model: Any, rows: list[Any], packed: bool) -> tuple[float
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, other[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 # ----------------------------------------------------------------------------------------------- loss
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.lists(st.integers(2, 12), min_size=1, max_size=4), min_size=1, max_size=3), seed=st.integers(0, 9))
+@given(
+    rows=st.lists(st.lists(st.integers(2, 12), min_size=1, max_size=4), min_size=1, max_size=3), seed=st.integers(0, 9)
+)
 def test_packed_rows_equal_separate_records(make_lm: Callable[..., Any], rows: list[list[int]], seed: int) -> None:
     """Rows of several records and rows of one, together in a batch, against a float64 reference without packing."""
     model = make_lm(seed)
@@ -189,7 +193,10 @@ def test_long_text_is_cut_and_nothing_lost(tmp_path: Path, tokenizer: Any, words
 def test_overlong_dialogues_are_counted(tmp_path: Path, tokenizer: Any, dialogues: list[Dialogue]) -> None:
     chat = ChatFormat(tokenizer, "model")
     long = Dialogue(({"role": "user", "content": "sky " * 50}, {"role": "assistant", "content": "sea"}))
-    for overlong, kept, word in (("truncate", 11, "1 dialogues over max_length 64 lost"), ("drop", 10, "1 dialogues dropped")):
+    for overlong, kept, word in (
+        ("truncate", 11, "1 dialogues over max_length 64 lost"),
+        ("drop", 10, "1 dialogues dropped"),
+    ):
         examples, lines = encode_records([*dialogues, long], chat, sft_config(tmp_path, overlong=overlong))
         assert len(examples) == kept
         assert any(word in line for line in lines), lines
@@ -199,7 +206,9 @@ def test_overlong_dialogues_are_counted(tmp_path: Path, tokenizer: Any, dialogue
     assert ids == ids[:1] + chat.encode_dialogue(long.messages)[0][-63:]
 
 
-def test_every_row_comes_once_an_epoch(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
+def test_every_row_comes_once_an_epoch(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
+) -> None:
     config = sft_config(tmp_path / "run", epochs=1.5, packing=False, batch_size=4)
     train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
     lines = metrics_of(tmp_path / "run")
@@ -280,7 +289,9 @@ def test_plain_template_is_saved(tmp_path: Path, make_lm: Callable[..., Any], to
     config = sft_config(tmp_path / "run", chat_template="human_assistant_zh", epochs=0.5)
     train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
     saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
-    assert "助手：" in saved.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+    assert "助手：" in saved.apply_chat_template(
+        [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
+    )
 
 
 @pytest.mark.parametrize("stop", [2, 3])
@@ -313,7 +324,9 @@ def test_resumed_run_continues_bit_for_bit(
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def test_a_finished_run_may_be_resumed(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
+def test_a_finished_run_may_be_resumed(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
+) -> None:
     config = sft_config(tmp_path / "run", epochs=1)
     first = train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
     lines = metrics_of(tmp_path / "run")
@@ -374,7 +387,9 @@ def test_evaluation_against_reference(tmp_path: Path, make_lm: Callable[..., Any
 
 def test_packing_is_refused_where_records_would_mix() -> None:
     torch.manual_seed(0)
-    bloom = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.5)).eval()
+    bloom = BloomForCausalLM(
+        BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.5)
+    ).eval()
     with pytest.raises(UserError, match="set packing to false"):
         require_packing(bloom, CPU)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
@@ -444,3 +459,23 @@ def test_rows_are_full_and_whole(tmp_path: Path) -> None:
     assert sorted(id(e) for row in rows for e in row) == sorted(map(id, examples))
     assert all(sum(len(e.ids) for e in row) <= 64 for row in rows)
     assert len(make_rows(examples, sft_config(tmp_path, packing=False))) == len(examples)
+
+
+def test_bf16_keeps_float32_weights(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
+    first = []
+    for name in ("float32", "bf16"):
+        config = sft_config(tmp_path / name, precision=name, epochs=3)
+        result = train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
+        assert all(p.dtype == torch.float32 for p in result.model.parameters())
+        lines = metrics_of(tmp_path / name)
+        assert lines[-1]["loss/train"] < lines[0]["loss/train"]
+        first.append(lines[0]["loss/train"])
+    assert first[0] != first[1] and first[1] == pytest.approx(first[0], rel=0.01)
+
+
+def test_a_half_precision_model_is_trained_in_float32(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
+) -> None:
+    result = train_sft(sft_config(tmp_path / "run"), model=make_lm().bfloat16(), tokenizer=tokenizer, records=dialogues)
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/final").dtype == torch.float32

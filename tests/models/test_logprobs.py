@@ -1,0 +1,138 @@
+"""Token log-probabilities and entropy against float64, chunked or not, and models that reshape their logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from ppomax.models import logprobs
+from ppomax.models.logprobs import hidden_states, token_logprobs, unembed
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def llama(seed: int = 0, **changes: Any) -> Any:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**(SMALL | changes))).eval()
+
+
+def families() -> list[Any]:
+    torch.manual_seed(1)
+    return [
+        llama(),
+        llama(tie_word_embeddings=True),
+        Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=2.0)).eval(),
+        CohereForCausalLM(CohereConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logit_scale=0.3)).eval(),
+        GraniteForCausalLM(
+            GraniteConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logits_scaling=3.0)
+        ).eval(),
+        GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64)).eval(),
+    ]
+
+
+@pytest.mark.parametrize("model", families(), ids=lambda m: type(m).__name__)
+def test_unembedding_equals_the_models_own_forward(model: Any) -> None:
+    ids = torch.randint(3, 60, (2, 9))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        ours = unembed(model, hidden_states(model, ids, mask))
+        torch.testing.assert_close(ours, model(ids, attention_mask=mask).logits.float(), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 40), rows=st.integers(1, 50), temperature=st.sampled_from([0.5, 1.0, 1.7]), seed=st.integers(0, 99)
+)
+def test_against_float64_in_any_chunks(n: int, rows: int, temperature: float, seed: int) -> None:
+    """Values and gradients do not depend on the chunk size and equal log-softmax and -sum p log p."""
+    model = llama(seed)
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, 32, generator=generator)
+    targets = torch.randint(0, 60, (n,), generator=generator)
+    weights = torch.randn(2, n, generator=generator)
+
+    def run(chunk: int) -> tuple[Any, ...]:
+        model.zero_grad()
+        h = hidden.clone().requires_grad_()
+        before, logprobs.CHUNK_ELEMENTS = logprobs.CHUNK_ELEMENTS, chunk
+        try:
+            lp, entropy = token_logprobs(model, h, targets, temperature=temperature, entropy=True)
+            assert entropy is not None
+            (lp * weights[0] + entropy * weights[1]).sum().backward()
+        finally:
+            logprobs.CHUNK_ELEMENTS = before
+        return lp.detach(), entropy.detach(), h.grad, model.lm_head.weight.grad.clone()
+
+    weight = model.lm_head.weight.detach().double().requires_grad_()
+    h = hidden.double().requires_grad_()
+    logs = torch.log_softmax(h @ weight.T / temperature, dim=-1)
+    lp, entropy = logs[torch.arange(n), targets], -(logs.exp() * logs).sum(-1)
+    (lp * weights[0] + entropy * weights[1]).sum().backward()
+    expected = (lp.detach(), entropy.detach(), h.grad, weight.grad)
+    for chunk in (60 * rows, 2**25):
+        for got, want in zip(run(chunk), expected, strict=True):
+            # gradients are sums of terms of both signs: small entries are as exact as the largest one
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5 * max(1.0, want.abs().max().item()))
+
+
+def test_with_and_without_gradients_are_bitwise_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old and new log-probabilities: on the first update the ratio is exactly 1."""
+    model, hidden, targets = llama(), torch.randn(17, 32), torch.randint(0, 60, (17,))
+    for chunk in (60 * 4, 2**25):
+        monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+        new, entropy = token_logprobs(model, hidden, targets, entropy=True)
+        with torch.no_grad():
+            old, none = token_logprobs(model, hidden, targets)
+        assert none is None and entropy is not None
+        assert torch.equal(old, new.detach())
+
+
+def test_no_positions() -> None:
+    model = llama()
+    hidden = torch.randn(0, 32, requires_grad=True)
+    values, entropy = token_logprobs(model, hidden, torch.zeros(0, dtype=torch.long), entropy=True)
+    assert values.shape == (0,) and entropy is not None and entropy.shape == (0,)
+    values.sum().backward()  # a rank without samples still takes part
+    assert hidden.grad is not None
+
+
+def test_extreme_logits_stay_finite() -> None:
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e4)
+    values, entropy = token_logprobs(model, torch.randn(5, 32) * 10, torch.arange(5), entropy=True)
+    assert entropy is not None and torch.isfinite(values).all() and torch.isfinite(entropy).all()
+    assert (values <= 0).all() and (entropy > -1e-2).all()
+
+
+def test_hidden_states_do_not_see_padding() -> None:
+    model = llama()
+    ids = torch.tensor([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        both = hidden_states(model, ids, mask)[0, :3]
+        ids[0, 3:] = 33
+        other = hidden_states(model, ids, mask)[0, :3]
+        alone = hidden_states(model, ids[:1, :3], mask[:1, :3])[0]
+    assert torch.equal(both, other)
+    torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-5)
