@@ -31,6 +31,7 @@ from ppomax.errors import UserError
 from ppomax.models.loading import load_trainable_state, save_final, trainable_state
 from ppomax.models.responses import response_logprobs, response_values, sequence_nll
 from ppomax.options import dump_yaml, warnings_for
+from ppomax.report.page import ppo_page
 from ppomax.rl.advantages import gae, reward_to_go
 from ppomax.rl.moments import RunningMoments
 from ppomax.rl.rewards import KLController, kl_estimate, penalise, shape_scores, token_rewards
@@ -384,5 +385,6 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
             *(f"- {name}: {last[name]:.4g}" for name in shown if isinstance(last.get(name), float)), "",
             "## Settings", "", "```yaml", dump_yaml(config).rstrip(), "```", "",
         ])  # fmt: skip
+        run.write("report.html", ppo_page(run.path))
         save_final(setup.policy, tokenizer, run.final, stage="ppo", card=card)
     ranks.barrier()

@@ -1,0 +1,130 @@
+"""RUN/report.html: one self-contained page of a PPO run, made from the run's own files, readable without a network.
+
+What models and data wrote is untrusted: every value goes through jinja's escaping, and the page has no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from ppomax.report.figures import reward_histogram, training_panel
+
+Row = Mapping[str, Any]
+SHOWN = (
+    ("reward/mean", "reward"),
+    ("kl/ref", "KL to the reference, nats a token"),
+    ("response/length", "response length, tokens"),
+    ("response/truncated", "share cut at the length limit"),
+    ("policy/perplexity", "perplexity on its own responses"),
+    ("policy/entropy", "entropy, nats a token"),
+)
+DIALOGUES = 12
+
+TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; }
+td, th { border: 1px solid #8886; padding: .4rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+td { white-space: pre-wrap; }
+img { max-width: 100%; background: #fff; }
+pre { overflow-x: auto; background: #8882; padding: .6rem; }
+.alarm { border-left: .4rem solid #d55e00; padding-left: .6rem; }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p>{{ summary }}</p>
+{% for alarm in alarms %}<p class="alarm">{{ alarm.level }}, iteration {{ alarm.iteration }}: {{ alarm.message }}</p>
+{% endfor %}
+<table><tr><th>number</th><th>first iteration of the policy</th><th>last</th></tr>
+{% for name, first, last in numbers %}<tr><th>{{ name }}</th><td>{{ first }}</td><td>{{ last }}</td></tr>
+{% endfor %}</table>
+{% for name, source in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
+{% endfor %}
+{% if dialogues %}<h2>Held-out prompts: before and after</h2>
+<table><tr><th>prompt</th><th>update {{ before }}</th><th>update {{ after }}</th></tr>
+{% for d in dialogues %}<tr><td>{{ d.prompt }}</td><td>{{ d.first }}
+<small>score {{ d.first_score }}</small></td><td>{{ d.last }}
+<small>score {{ d.last_score }}, KL {{ d.kl }} nats</small></td></tr>
+{% endfor %}</table>{% endif %}
+<h2>Settings</h2><pre>{{ settings }}</pre>
+</body></html>
+""")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Whole JSON lines; the half line of a run in progress is passed over."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+
+
+def _embedded(name: str, draw: Callable[[Path], None]) -> tuple[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figure.png"
+        draw(file)
+        return name, "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def _dialogues(samples: Sequence[Row]) -> dict[str, Any]:
+    """The fixed prompts' first and last answers, side by side."""
+    if not samples:
+        return {"dialogues": []}
+    first, last = samples[0]["iteration"], samples[-1]["iteration"]
+    before = [s for s in samples if s["iteration"] == first][:DIALOGUES]
+    after = [s for s in samples if s["iteration"] == last][:DIALOGUES]
+    return {
+        "before": before[0]["update"],
+        "after": after[0]["update"],
+        "dialogues": [
+            {
+                "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in b["prompt"]),
+                "first": b["response"], "last": a["response"], "kl": _number(a["kl"]),
+                "first_score": _number(b["score"]), "last_score": _number(a["score"]),
+            }
+            for b, a in zip(before, after, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def ppo_page(run: Path) -> str:
+    """The page of a PPO run directory, as HTML."""
+    metrics, samples = read_lines(run / "metrics.jsonl"), read_lines(run / "samples.jsonl")
+    policy = [row for row in metrics if row.get("phase") == "policy"]
+    figures = []
+    if policy:
+        figures.append(_embedded("Training", lambda file: training_panel({run.name: metrics}, file)))
+    if samples:
+        figures.append(
+            _embedded("Scores of the held-out prompts", lambda file: reward_histogram({run.name: samples}, file))
+        )
+    updates = policy[-1]["update"] if policy else 0
+    seconds = sum(row.get("time/total", 0.0) for row in metrics)
+    return TEMPLATE.render(
+        title=f"PPO run {run.name}",
+        summary=f"{len(policy)} iterations, {updates} policy updates, {len(metrics) - len(policy)} iterations of critic "
+        f"pre-training, {seconds / 60:.1f} minutes.",
+        alarms=read_lines(run / "alarms.jsonl"),
+        numbers=[(name, _number(policy[0].get(key)), _number(policy[-1].get(key))) for key, name in SHOWN if policy],
+        figures=figures,
+        settings=(run / "config.yaml").read_text(encoding="utf-8"),
+        **_dialogues(samples),
+    )
