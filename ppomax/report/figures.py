@@ -29,7 +29,7 @@ PANELS = (
     ("policy/perplexity", "perplexity (true)", "exp(mean NLL)"),
     ("policy/perplexity_moss", "perplexity (released code's)", "its own figure"),
     ("loss/value", "value loss", "squared error / 2"),
-    ("value/explained_variance", "critic: explained variance", "1 = perfect"),
+    ("value/explained_variance", "critic: explained variance", "1 = perfect; not drawn below -1"),
 )
 """(metric, title, y label) of `training_panel`"""
 SMOOTHED_FROM = 30

@@ -53,6 +53,14 @@ def judge_reward_model(stage: Stage, verdicts: Verdicts) -> None:
         verdicts.add(f"{text}: above its baselines ({beside}), but '{best}' lies within its interval.", expected=False)
     else:
         verdicts.add(f"{text}: no better than '{best}' ({beside}).", expected=False)
+    for name, part in stage.evaluation["held_out"]["sources"].items():
+        own, longer = part["model"]["accuracy"], part["longer"]["accuracy"]
+        if "/" not in name and own is not None and longer is not None and own <= longer:
+            verdicts.add(
+                f"On `{name}` alone `{stage.name}` is no better than 'the longer answer wins': {own:.3f} against "
+                f"{longer:.3f} on {part['model']['n']} pairs.",
+                expected=False,
+            )
     matched = overall["length_matched"]
     if matched["n"]:
         chance = matched["interval"][0] > 0.5
