@@ -6,6 +6,7 @@ All models run in evaluation mode throughout: dropout is off, in the trained one
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.scalar import reset_unit
 
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the failure itself is reported below
 transformers_logging.disable_progress_bar()  # a bar for every file read or written drowns our own
 
 
@@ -29,7 +31,8 @@ def _require_model(path: str) -> None:
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
             raise UserError(f"{path}: not a model directory (no config.json in it){hint}")
-    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+    # runs/sft beside an existing folder runs is a mistyped path: asking a hub for it would take minutes to fail
+    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
         raise UserError(
             f"{path}: no such model directory (expected a folder with config.json, or a hub name owner/name)"
         )

@@ -1,0 +1,127 @@
+"""Loading and saving models: clear complaints, atomic folders, adapters merged, a critic from a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from ppomax.config import LoraConfig
+from ppomax.errors import UserError
+from ppomax.models.loading import (
+    add_lora,
+    check_tokenizer,
+    load_causal_lm,
+    load_scalar_model,
+    load_trainable_state,
+    save_final,
+    scalar_from_causal,
+    trainable_state,
+)
+from ppomax.models.logprobs import hidden_states
+
+CONFIG = {
+    "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+IDS = torch.tensor([[1, 5, 7, 2]])
+
+
+def policy(**more: Any) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(CONFIG | more))).eval()
+
+
+class Silent:
+    """A tokenizer that can be saved."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def test_what_is_not_a_model_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "sft" / "final").mkdir(parents=True)
+    for name in ("nowhere", "./nowhere", "runs/nothing", str(tmp_path / "x"), "a/b/c"):
+        with pytest.raises(UserError, match="no such model directory"):
+            load_causal_lm(name)
+    with pytest.raises(UserError, match=r"not a model directory \(no config.json in it\)$"):
+        load_causal_lm("runs/sft")
+    (tmp_path / "runs" / "sft" / "final" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="did you mean runs/sft/final"):
+        load_causal_lm("runs/sft")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="no such model directory"):
+        load_causal_lm("file")
+
+
+def test_reward_models_must_have_one_label(tmp_path: Path) -> None:
+    LlamaForSequenceClassification(LlamaConfig(**CONFIG, num_labels=2)).save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match="has 2 labels, expected 1"):
+        load_scalar_model(str(tmp_path / "two"))
+    policy().save_pretrained(tmp_path / "lm")
+    with pytest.raises(UserError, match="LlamaForCausalLM is not a reward model"):
+        load_scalar_model(str(tmp_path / "lm"))
+
+
+def test_tokenizer_needs_an_eos() -> None:
+    with pytest.raises(UserError, match="no eos token"):
+        check_tokenizer(SimpleNamespace(eos_token_id=None, pad_token_id=None))
+
+
+def test_critic_from_a_policy_shares_its_backbone_but_no_memory() -> None:
+    model = policy()
+    critic = scalar_from_causal(model, seed=3)
+    assert torch.equal(hidden_states(critic, IDS, None), hidden_states(model, IDS, None))
+    assert torch.equal(critic.score.weight, scalar_from_causal(model, seed=3).score.weight)
+    assert not torch.equal(critic.score.weight, scalar_from_causal(model, seed=4).score.weight)
+    with torch.no_grad():
+        critic.model.embed_tokens.weight.zero_()
+    assert model.model.embed_tokens.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_final_round_trip_replaces_the_old_folder(tmp_path: Path, tied: bool) -> None:
+    model = policy(tie_word_embeddings=tied)
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "old").write_text("x")
+    save_final(model, Silent(), final, stage="sft", card="card", extra=3)
+    assert not (final / "old").exists() and (final / "README.md").read_text() == "card"
+    again = AutoModelForCausalLM.from_pretrained(final)
+    assert again.config.ppomax_stage == "sft" and again.config.extra == 3 and again.config.use_cache
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["final"]
+
+
+def test_adapters_are_merged_into_what_is_saved(tmp_path: Path) -> None:
+    wrapped = add_lora(policy(), LoraConfig(rank=2), "CAUSAL_LM")
+    plain = policy()(IDS).logits
+    with torch.no_grad():
+        for p in wrapped.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    changed = wrapped(IDS).logits
+    assert not torch.allclose(changed, plain, atol=1e-2)
+    with wrapped.disable_adapter():
+        assert torch.allclose(wrapped(IDS).logits, plain, atol=1e-6)
+    save_final(wrapped, Silent(), tmp_path / "final", stage="ppo", card="c")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    assert torch.allclose(merged(IDS).logits, changed, atol=1e-5)
+    assert torch.allclose(wrapped(IDS).logits, changed, atol=1e-6), "saving must not change the model"
+
+
+def test_trainable_state_of_another_model_is_refused() -> None:
+    model = policy()
+    state = {name: p.clone() for name, p in trainable_state(model).items()}
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    load_trainable_state(model, state)
+    assert all(torch.equal(p, state[name]) for name, p in trainable_state(model).items())
+    state.pop(next(iter(state)))
+    with pytest.raises(UserError, match="another model"):
+        load_trainable_state(model, state)
