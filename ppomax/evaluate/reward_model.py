@@ -215,7 +215,7 @@ def accuracy_rows(evaluation: dict[str, Any]) -> dict[str, dict[str, str]]:
         row = {"pairs": str(part["model"]["n"])}
         columns = {"reward model": "model", "longer wins": "longer", "bag of words": "bag_of_words"}
         row |= {title: _show(part[key]) for title, key in columns.items() if key in part}
-        row["reward model, equal length"] = f"{_show(part['length_matched'])} (n {part['length_matched']['n']})"
+        row["model, equal length"] = f"{_show(part['length_matched'])} (n {part['length_matched']['n']})"
         rows[name] = row
     return rows
 
@@ -231,7 +231,7 @@ def format_table(evaluation: dict[str, Any], title: str = "held-out accuracy [95
     """For a terminal: accuracy per source beside its baselines."""
     rows = accuracy_rows(evaluation)
     table = Table(title=title)
-    table.add_column("source")
+    table.add_column("source", no_wrap=True)
     for column in rows["overall"]:
         table.add_column(column, justify="right")
     for name, row in rows.items():

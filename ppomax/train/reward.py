@@ -337,7 +337,8 @@ def _finish(
             figures / "accuracy.png",
         )
         console = Console()
-        console.width = max(console.width, 110)
+        if not console.is_terminal:
+            console.width = 140  # a file has room
         console.print(format_table(held_out))
         tables["Held-out accuracy [95% interval]"] = accuracy_rows(held_out)
     run.write("evaluation.json", json.dumps(plain(results), indent=2, ensure_ascii=False) + "\n")
