@@ -7,6 +7,7 @@ import functools
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._pytree import tree_map
@@ -16,6 +17,7 @@ from ppomax.config import PPOConfig
 from ppomax.data.records import Dialogue, Message, Prompt
 from ppomax.models.fresh import train_tokenizer
 from ppomax.models.loading import scalar_from_causal
+from ppomax.train import ppo
 from ppomax.train.ppo import PPOResult, train_ppo
 
 QUESTIONS = [
@@ -102,7 +104,17 @@ def make_config(output_dir: Path | str, **changes: Any) -> PPOConfig:
     return PPOConfig.model_validate(merged(SMALL, {"output_dir": str(output_dir), **changes}))
 
 
-def run(output_dir: Path | str, changes: dict[str, Any] | None = None, **given: Any) -> PPOResult:
+def skip_report() -> None:
+    """Leave out RUN/report.html, whose figures take longer than the training; `run` draws it on demand."""
+    ppo.ppo_page = lambda folder: ""  # type: ignore[assignment]
+
+
+DRAW = ppo.ppo_page
+
+
+def run(
+    output_dir: Path | str, changes: dict[str, Any] | None = None, *, report: bool = False, **given: Any
+) -> PPOResult:
     """Train the small problem, all in memory."""
     defaults: dict[str, Any] = {
         "policy": None, "tokenizer": None, "reward": byte_sum, "prompts": prompts(),
@@ -110,7 +122,8 @@ def run(output_dir: Path | str, changes: dict[str, Any] | None = None, **given: 
     options = {**defaults, **given}
     options["policy"] = options["policy"] or make_policy()
     options["tokenizer"] = options["tokenizer"] or make_tokenizer()
-    return train_ppo(make_config(output_dir, **(changes or {})), **options)
+    with mock.patch.object(ppo, "ppo_page", DRAW if report else lambda folder: ""):
+        return train_ppo(make_config(output_dir, **(changes or {})), **options)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -466,7 +466,8 @@ def test_another_reference(tmp_path: Path) -> None:
 
 
 def test_runs_repeat_and_seeds_differ(tmp_path: Path) -> None:
-    one, two, other = (run(tmp_path / n, {"seed": s}) for n, s in (("a", 1), ("b", 1), ("c", 2)))
+    one, two, other = (run(tmp_path / n, {"seed": s}, report=n == "a") for n, s in (("a", 1), ("b", 1), ("c", 2)))
+    assert "</html>" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
     assert timeless(one.metrics) == timeless(two.metrics) != timeless(other.metrics)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "final")
     assert all(torch.equal(p, dict(found.named_parameters())[n]) for n, p in one.policy.named_parameters())
