@@ -155,9 +155,9 @@ class SFTConfig(TextDataConfig):
     """Supervised fine-tuning (section 1), and language modelling on plain text with the same loop."""
 
     model: str
-    """directory or hub name of the model to start from"""
+    """directory or hub name of the model to start from; where one is passed in memory, its name in the model card"""
     data: Mixture = Field(min_length=1)
-    """dialogues (loss on assistant turns only) or plain text (loss on everything)"""
+    """dialogues (loss on assistant turns only) or plain text (loss on everything); any name where records are in memory"""
     eval_data: Mixture = []
     """held-out records; empty: `eval_fraction` of `data`"""
     epochs: float = Field(2.0, gt=0)
@@ -185,9 +185,9 @@ class RewardConfig(TextDataConfig):
     """Reward model (sections 3.1 and 4): -log sigmoid(r_w - r_l - margin) + lm_coef * NLL(y_w | x)."""
 
     model: str
-    """directory or hub name of the SFT model whose backbone is used"""
+    """directory or hub name of the SFT model whose backbone is used; in memory: its name in the model card"""
     data: Mixture = Field(min_length=1)
-    """preference pairs"""
+    """preference pairs; any name where pairs are in memory"""
     eval_data: Mixture = []
     """held-out pairs; empty: `eval_fraction` of `data`"""
     calibration_data: Mixture = []
@@ -413,13 +413,13 @@ class PPOConfig(RunConfig):
     """PPO (sections 3.2, 5). The defaults are the preset `ppo_max`."""
 
     model: str
-    """detail 9: directory or hub name of the model the policy starts from, normally the SFT model"""
+    """detail 9: directory or hub name of the policy's start, normally the SFT model; in memory: its name in the card"""
     reference: str | None = None
     """frozen reference model; default: the policy's start"""
     reward: Annotated[list[RewardSourceConfig], BeforeValidator(_as_reward_sources)] = []
     """reward sources: one or a weighted sum"""
     prompts: Mixture = Field(min_length=1)
-    """training prompts; pairs and dialogues give their prompts"""
+    """training prompts; pairs and dialogues give their prompts; any name where prompts are in memory"""
     chat_template: ChatTemplate = "model"
     """how dialogues become text"""
     max_prompt_length: int = Field(256, ge=1)
