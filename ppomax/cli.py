@@ -16,6 +16,7 @@ from ppomax.errors import UserError
 
 # verb -> (module, one line). Each module has `main(verb: str, words: list[str]) -> int`.
 VERBS: dict[str, tuple[str, str]] = {
+    "world": ("ppomax.commands.world", "the embedded world: data in which human judgement can be computed"),
     "new-model": ("ppomax.commands.new_model", "a fresh small model and tokenizer, where no hub can be reached"),
     "sft": ("ppomax.commands.stage", "supervised fine-tuning on dialogues, or language modelling on plain text"),
     "reward": ("ppomax.commands.stage", "reward model from preference pairs"),
