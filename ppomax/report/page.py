@@ -6,7 +6,6 @@ What models and data wrote is untrusted: every value goes through jinja's escapi
 from __future__ import annotations
 
 import base64
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from jinja2 import Environment
 
 from ppomax.report.figures import reward_histogram, training_panel
+from ppomax.report.markdown import number
+from ppomax.report.stages import read_lines
 
 Row = Mapping[str, Any]
 SHOWN = (
@@ -62,21 +63,6 @@ pre { overflow-x: auto; background: #8882; padding: .6rem; }
 """)
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Whole JSON lines; the half line of a run in progress is passed over."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "–"
-
-
 def _embedded(name: str, draw: Callable[[Path], None]) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
@@ -97,8 +83,8 @@ def _dialogues(samples: Sequence[Row]) -> dict[str, Any]:
         "dialogues": [
             {
                 "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in b["prompt"]),
-                "first": b["response"], "last": a["response"], "kl": _number(a["kl"]),
-                "first_score": _number(b["score"]), "last_score": _number(a["score"]),
+                "first": b["response"], "last": a["response"], "kl": number(a["kl"]),
+                "first_score": number(b["score"]), "last_score": number(a["score"]),
             }
             for b, a in zip(before, after, strict=True)
         ],
@@ -123,7 +109,7 @@ def ppo_page(run: Path) -> str:
         summary=f"{len(policy)} iterations, {updates} policy updates, {len(metrics) - len(policy)} iterations of critic "
         f"pre-training, {seconds / 60:.1f} minutes.",
         alarms=read_lines(run / "alarms.jsonl"),
-        numbers=[(name, _number(policy[0].get(key)), _number(policy[-1].get(key))) for key, name in SHOWN if policy],
+        numbers=[(name, number(policy[0].get(key)), number(policy[-1].get(key))) for key, name in SHOWN if policy],
         figures=figures,
         settings=(run / "config.yaml").read_text(encoding="utf-8"),
         **_dialogues(samples),

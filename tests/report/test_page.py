@@ -31,8 +31,6 @@ def test_page_is_self_contained_and_escapes_everything(tmp_path: Path) -> None:
         for i in range(4)
     ]  # fmt: skip
     write(tmp_path / "metrics.jsonl", metrics)
-    with (tmp_path / "metrics.jsonl").open("a") as f:
-        f.write('{"iteration": 4, "pha')
     samples = [
         {"iteration": i, "update": 4 * i, "prompt": [{"role": "user", "content": HOSTILE}], "response": f"{HOSTILE} {i}",
          "score": 0.5 * i, "kl": 0.1, "length": 3, "finished": True}
