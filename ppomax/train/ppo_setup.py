@@ -130,7 +130,8 @@ def prepare(
         reference = copy.deepcopy(policy)
     if reference is not None:
         freeze(reference.to(device))
-    _fit_contexts(config, tokenizer, policy, [critic, reference], [*training, *watched], mixed)
+    models = {"policy": policy, "critic": critic, "reference": reference}
+    _fit_contexts(config, tokenizer, models, [*training, *watched], mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)
     if config.lora is not None:
@@ -180,16 +181,17 @@ def _compare_tokens(tokenizer: Any, other: Any, path: str, field: str) -> None:
 
 
 def _fit_contexts(
-    config: PPOConfig, tokenizer: Any, policy: Any, others: Sequence[Any], prompts: Sequence[EncodedPrompt],
+    config: PPOConfig, tokenizer: Any, models: dict[str, Any], prompts: Sequence[EncodedPrompt],
     mixed: Sequence[tuple[list[int], list[bool]]],
 ) -> None:  # fmt: skip
     """Refuse what would not fit a model's context, or its embeddings, before the first sample is drawn."""
     longest = max(len(p.ids) for p in prompts)
-    for model in (policy, *others):
+    new = config.sampling.max_new_tokens
+    for name, model in models.items():
         if model is not None:
-            where = f"max_prompt_length or sampling.max_new_tokens: {longest} + {config.sampling.max_new_tokens} ="
-            check_fits(model, tokenizer, longest + config.sampling.max_new_tokens, where)
-    check_fits(policy, tokenizer, max((len(ids) for ids, _ in mixed), default=0), "ptx.max_length")
+            where = f"{name}: max_prompt_length or sampling.max_new_tokens (longest prompt {longest}, answer {new})"
+            check_fits(model, tokenizer, longest + new, where)
+    check_fits(models["policy"], tokenizer, max((len(ids) for ids, _ in mixed), default=0), "ptx.max_length")
 
 
 def _prompts(

@@ -1,0 +1,85 @@
+"""Metrics by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from ppomax.train.run import plain
+from ppomax.watch.metrics import experience_metrics, perplexity, perplexity_moss
+
+MASK = torch.tensor([[True, True, False], [True, False, True]])  # a short answer, and one with a gap
+LOGPROBS = torch.tensor([[-1.0, -2.0, 9.0], [-0.5, 9.0, -0.5]])
+REF = torch.tensor([[-1.5, -2.0, 5.0], [-0.25, 5.0, -1.0]])  # differences .5, 0, -.25, .5
+
+
+def metrics(**changes: Any) -> dict[str, float]:
+    given: dict[str, Any] = {
+        "scores": torch.tensor([1.0, 4.0]), "shaped": torch.tensor([-0.5, 0.25]), "logprobs": LOGPROBS, "ref_logprobs": REF,
+        "entropy": torch.tensor([[1.0, 2.0, 99.0], [3.0, 99.0, 4.0]]), "sequence_nll": torch.tensor([1.2, 0.8]),
+        "values": torch.tensor([[0.0, 1.0, 99.0], [2.0, 99.0, 3.0]]),
+        "returns": torch.tensor([[1.0, 1.0, -99.0], [2.0, -99.0, 4.0]]), "mask": MASK, "finished": torch.tensor([True, False]),
+    }  # fmt: skip
+    return experience_metrics(**{**given, **changes})
+
+
+def test_by_hand() -> None:
+    found = metrics()
+    wanted = {
+        "reward/mean": 2.5, "reward/std": 3 / math.sqrt(2), "reward/shaped_mean": -0.125,
+        "kl/ref": 0.75 / 4, "kl/ref_k2": (0.125 + 0 + 0.03125 + 0.125) / 4,
+        "kl/ref_k3": (2 * (math.exp(-0.5) - 0.5) + 0 + (math.exp(0.25) - 1.25)) / 4, "kl/ref_sequence": (0.5 + 0.25) / 2,
+        "response/length": 2.0, "response/length_std": 0.0, "response/truncated": 0.5,
+        "policy/perplexity": math.exp(4 / 4), "policy/perplexity_moss": math.exp(2 / 4), "policy/entropy": 2.5,
+        "value/mean": 1.5,
+        # errors 1, 0, 0, 1: variance 1/3; returns 1, 1, 2, 4: variance 2
+        "value/explained_variance": 1 - (1 / 3) / 2,
+    }  # fmt: skip
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_released_perplexity_is_not_one() -> None:
+    """Uniform over 50 tokens: the true figure is 50 whatever the length; theirs falls with the length."""
+    for length, theirs in ((1, 50.0), (10, 50**0.1), (100, 50**0.01)):
+        mask = torch.ones(3, length, dtype=torch.bool)
+        assert perplexity(torch.full((3, length), -math.log(50)), mask) == pytest.approx(50, rel=1e-5)
+        assert perplexity_moss(torch.full((3,), math.log(50)), mask) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_impossible_tokens_do_not_raise() -> None:
+    assert perplexity(torch.full((1, 2), -1e4), torch.ones(1, 2, dtype=torch.bool)) == math.inf
+    assert perplexity_moss(torch.tensor([1e4]), torch.ones(1, 1, dtype=torch.bool)) == math.inf
+
+
+def test_one_sample_has_no_spread() -> None:
+    rows: dict[str, Any] = {
+        "scores": torch.tensor([2.0]),
+        "shaped": torch.tensor([0.0]),
+        "sequence_nll": torch.tensor([1.0]),
+    }
+    one = torch.tensor([[1.0]])
+    found = metrics(
+        **rows, logprobs=-one, ref_logprobs=-one, entropy=one, values=one, returns=one, mask=torch.tensor([[True]]),
+        finished=torch.tensor([True]),
+    )  # fmt: skip
+    assert found["reward/std"] == 0 and found["response/length_std"] == 0 and found["value/explained_variance"] == 0
+    assert all(math.isfinite(v) for v in found.values())
+
+
+def test_what_is_outside_the_mask_never_matters() -> None:
+    broken = {
+        name: torch.where(MASK, value, float("nan"))
+        for name, value in (("logprobs", LOGPROBS), ("ref_logprobs", REF), ("values", torch.arange(6.0).view(2, 3)))
+    }
+    clean = {name: torch.where(MASK, value, 0) for name, value in broken.items()}
+    assert metrics(**broken) == metrics(**clean)
+
+
+def test_json_has_no_nan() -> None:
+    line = plain({"a": math.nan, "b": [math.inf, 1.0], "c": {"d": -math.inf}, "e": (1, "x"), "f": None, "g": True})
+    assert line == {"a": None, "b": [None, 1.0], "c": {"d": None}, "e": [1, "x"], "f": None, "g": True}
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
