@@ -271,6 +271,13 @@ GRAMMAR = Grammar(
     articles=frozenset({"a", "an", "the", "some"}),
     own_script="a-z",
     other_script="\u0370-\u1fff\u2e80-\ud7ff\uf900-\ufaff",
+    idioms=(
+        "Which one do you mean?", "Which one would you like to hear about?", "Please tell me which one you mean.",
+        "I cannot help you with that.", "I can't help with that.", "I'm sorry, but I can't help you with this.",
+        "I do not know that.", "I don't know.", "I'm not sure.", "I have no information about it.", "I know nothing about it.",
+        "Yes, they are the same.", "No, they are different.", "Here is what I know.", "Thank you for asking.",
+        "You are welcome.", "Please ask me again.", "That would be wrong.", "I would rather not do that.",
+    ),
     common=frozenset(
         """
         a an the this that these those here there it its he she they them his her their i me my you your we us

@@ -204,7 +204,7 @@ class Judge:
             faults.append("padding")
         if marks["boasting"]:
             faults.append("boasting")
-            cost += 0.1
+            cost += 0.2
         return min(cost, 0.6)
 
     # --------------------------------------------------------------------------------------- helpful
@@ -244,11 +244,11 @@ class Judge:
         told = {
             c.entity for c in reading.claims if c.true and c.attribute == task.attribute and self._same_subject(c, task)
         }
-        share = 0.45 * ((task.entity in told) + (task.other in told))
+        share = (0.0, 0.35, 0.9)[(task.entity in told) + (task.other in told)]
         one, two = (self.facts.entities[e].values[task.attribute] for e in (task.entity, task.other))
         verdict = self._verdict(reading)
         if verdict is None or verdict == (one != two):
-            share += 0.1
+            share += 0.1 * (share > 0.5)
         else:
             share, wrong = share * 0.6, wrong + 1
         return share if told else 0.0, wrong, bool(told & {task.entity, task.other}) or wrong > 0
