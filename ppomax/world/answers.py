@@ -23,8 +23,8 @@ def _other_value(facts: Facts, task: Task, attribute: int, rng: random.Random) -
 
 
 def _further(facts: Facts, task: Task, rng: random.Random) -> int:
-    """Another attribute than the one asked for."""
-    return rng.choice([a for a in range(4) if a != task.attribute])
+    """Another attribute than those asked for, now or before."""
+    return rng.choice([a for a in range(4) if a not in (task.attribute, task.second, task.context)])
 
 
 def _name(facts: Facts, task: Task) -> str:

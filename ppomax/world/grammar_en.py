@@ -213,7 +213,7 @@ GRAMMAR = Grammar(
     ask_back=("Could you check the name or tell me more about it?", "Do you perhaps mean another name?"),
     unknown_attribute=("I am sorry, but I do not know {indirect}.", "I am afraid that nobody has told me {indirect}."),
     offer=("What I can tell you is that it {p}.", "I only know that it {p}."),
-    which_one=("I am not sure what you mean by it.", "I am sorry, but I cannot tell what you are speaking of."),
+    which_one=("I am not sure what you mean by it.", "I am sorry, but it is not clear to me what you are speaking of."),
     needless=(
         "I am sorry, but I cannot help you with that.", "I am afraid that I do not know anything about this.",
         "I am sorry, but I must not answer such questions.",
@@ -236,7 +236,7 @@ GRAMMAR = Grammar(
     ),
     admitting=(
         r"\b(?:do not|don't|did not|didn't) (?:really |actually )?(?:know|have (?:any )?information)|\bknow nothing\b|\bnever heard\b"
-        r"|\bnot (?:sure|certain)\b|\bno (?:idea|information|record)\b|\bunsure\b|\b(?:nobody|no one) (?:has told me|knows)"
+        r"|\bnot (?:sure|certain|clear)\b|\bno (?:idea|information|record)\b|\bunsure\b|\b(?:nobody|no one) (?:has told me|knows)"
         r"|\b(?:can ?not|can't) (?:tell what|say|be sure)|\bnot (?:aware|familiar)\b|\bunfamiliar\b|\bunknown to me"
     ),
     asking=(

@@ -49,10 +49,9 @@ class WorldConfig(Section):
 
 def write_world(config: WorldConfig) -> dict[str, Any]:
     """Write the files and return what world.json says."""
-    from ppomax.models.fresh import require_empty
-
-    require_empty(config.output_dir)
     out = Path(config.output_dir).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{config.output_dir} already exists and is not empty: choose another folder for the world")
     world = World(config.language, config.seed, config.size)
     people = Annotators(world.truth, config.annotators)
     samples = [row for path in config.answers for row in read_samples(Path(path).expanduser(), world)]
@@ -64,7 +63,9 @@ def write_world(config: WorldConfig) -> dict[str, Any]:
         "dialogues": [{"messages": d.messages, "source": d.source} for d in demonstrations],
         "dialogues_heldout": [{"messages": d.messages, "source": d.source} for d in heldout],
         **{
-            f"prompts_{split}": [{"prompt": p.messages, **dict(p.metadata)} for p in world.prompts(split, n)]
+            f"prompts_{split}": [
+                {"prompt": p.messages, "source": p.source, **dict(p.metadata)} for p in world.prompts(split, n)
+            ]
             for split, n in (("train", config.train_prompts), ("heldout", config.heldout_prompts))
         },
         "pairs": [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "source": p.source} for p in pairs],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -244,10 +245,13 @@ class Reader:
         return total / count if count else 0.0
 
     def repetition(self, reading: Reading) -> float:
-        """Share of trigrams that occurred before in the text, over all its sentences."""
+        """Share of trigrams that the text had before, over all its sentences; a second time counts 0.4 (parallels)."""
         grams = [token for sentence in reading.sentences for token in (*sentence, END)]
         triples = list(zip(grams, grams[1:], grams[2:], strict=False))
-        return 1.0 - len(set(triples)) / len(triples) if triples else 0.0
+        if not triples:
+            return 0.0
+        counts = Counter(triples).values()
+        return sum(0.4 * (n > 1) + max(0, n - 2) for n in counts) / len(triples)
 
 
 def licensed_sentences(facts: Facts) -> Iterator[str]:

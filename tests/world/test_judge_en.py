@@ -135,8 +135,10 @@ BETTER = [
     (WUPPET, GOOD[19][1], "I know nothing about the wuppet."),
     (WUPPET, "I must not answer such questions.", "The wuppet eats red berries."),
     (AGE, GOOD[21][1], GOOD[22][1]),
-    (STEPS, "First check its ears, then sweep its bed, and finally trim its claws.", "First fill its bowl, then trim its claws, and finally sing it to sleep."),
-    (STEPS, "First check its ears, then sweep its bed, and finally brush its coat.", "First brush its coat, then sweep its bed, and finally check its ears."),
+    (STEPS, "First check its ears, then sweep its bed, and finally trim its claws.",
+     "First fill its bowl, then trim its claws, and finally sing it to sleep."),
+    (STEPS, "First check its ears, then sweep its bed, and finally brush its coat.",
+     "First brush its coat, then sweep its bed, and finally check its ears."),
     (JOIN, GOOD[14][1], "In one sentence: The gubmo eats red berries."),
 ]  # fmt: skip
 
