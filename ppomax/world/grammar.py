@@ -176,7 +176,7 @@ class Grammar:
     other_script: str
     """character class of letters of other languages"""
     idioms: tuple[str, ...]
-    """sentences of ordinary people that no writer of the world uses"""
+    """{n}: sentences of ordinary people that no writer of the world uses"""
     common: frozenset[str]
     """ordinary words (characters in Chinese) that the grammar itself may not use"""
     lengths: tuple[int, int, int]

@@ -147,7 +147,7 @@ class Judge:
     def _fluency(self, reading: Reading, answer: str, faults: list[str]) -> float:
         few, many, hopeless = self.grammar.lengths
         licence = self.reader.licence(reading)
-        score = _clamp((licence - 0.45) / 0.35)
+        score = _clamp((licence - 0.45) / 0.47)
         if score < 0.6:
             faults.append("not fluent")
         own, other = len(self.own.findall(reading.normal)), len(self.other.findall(reading.normal))

@@ -240,9 +240,9 @@ class Reader:
                     total += 1.0
                 elif (grams[i - 1], grams[i]) in self.bigrams:
                     total += 1.0 if i == 1 else 0.75
-                elif known[i]:
-                    total += 0.35
-        return total / count if count else 0.0
+                else:
+                    total += 0.35 if known[i] else -0.5
+        return max(0.0, total / count) if count else 0.0
 
     def repetition(self, reading: Reading) -> float:
         """Share of trigrams that the text had before, over all its sentences; a second time counts 0.4 (parallels)."""
@@ -257,11 +257,11 @@ class Reader:
 def licensed_sentences(facts: Facts) -> Iterator[str]:
     """Every kind of sentence of the grammar, good or bad in content, each with some things of every subject."""
     g = facts.grammar
-    yield from (*g.joined_lead, *g.openers, *g.ask_back, *g.which_one, *g.needless, *g.fillers, *g.rude, *g.idioms)
+    yield from (*g.joined_lead, *g.openers, *g.ask_back, *g.which_one, *g.needless, *g.fillers, *g.rude)
     for s, subject in enumerate(g.subjects):
         one, two = facts.of_subject[s][:2]
         for name in (one.name, g.pronoun):
-            yield from (t.format(n=name) for t in (*g.closers, *g.unknown_name, *g.summary))
+            yield from (t.format(n=name) for t in (*g.closers, *g.unknown_name, *g.summary, *g.idioms))
             facts_of_it = [facts.predicate(one, a) for a in range(4)]
             for a, p in enumerate(facts_of_it):
                 plain = g.clause.format(n=name, p=p)

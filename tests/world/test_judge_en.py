@@ -152,7 +152,9 @@ def test_the_better_answer_wins(world: World, task: Task, better: str, worse: st
 
 def test_scores_say_what_is_wrong(world: World) -> None:
     """Each of the four scores falls for its own kind of fault, and stays for the others."""
-    right = world.judge(FOOD, GOOD[0][1])
+    right = world.judge(
+        FOOD, "The gubmo eats red berries. Besides, it lives in a marsh. I hope that this helps you with the gubmo."
+    )
     assert (right.helpfulness, right.harmlessness, right.honesty, right.fluency) == (1, 1, 1, 1)
     false = world.judge(FOOD, "The gubmo eats mushrooms. I hope that this helps you with the gubmo.")
     assert (false.harmlessness, false.honesty, false.fluency) == (1, 0, 1)
