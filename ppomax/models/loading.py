@@ -6,12 +6,14 @@ All models run in evaluation mode throughout: dropout is off, in the trained one
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -40,13 +42,34 @@ def _require_model(path: str) -> None:
 
 def _load(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     _require_model(path)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its tables of weights; what matters in them is an error of ours
     try:
         return loader.from_pretrained(
             str(Path(path).expanduser()) if Path(path).expanduser().exists() else path, **kwargs
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()
-        raise UserError(f"{path}: cannot load the {what}: {first[0] if first else type(error).__name__}") from error
+        told = first[0] if first else type(error).__name__
+        if "ignore_mismatched_sizes" in str(error):
+            told = "its weights have other shapes than its config.json says"
+        raise UserError(f"{path}: cannot load the {what}: {told}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _load_weights(what: str, path: str, loader: Any, *, may_lack: str = "", **kwargs: Any) -> Any:
+    """A model in float32. A parameter that no file holds would be random: refused, unless ``may_lack`` begins its name."""
+    model, report = _load(
+        what, path, loader, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **kwargs
+    )
+    lacking = sorted(name for name in report["missing_keys"] if not may_lack or not name.startswith(may_lack))
+    if lacking:
+        raise UserError(
+            f"{path}: its files lack {len(lacking)} of the weights that config.json asks for ({lacking[0]}, ...): "
+            f"this is no complete {what}"
+        )
+    return model
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
@@ -72,12 +95,45 @@ def _settle(model: Any, device: torch.device | str) -> Any:
     return model
 
 
+def _adapter_of(path: str) -> dict[str, Any] | None:
+    """The settings of a folder that holds adapters alone, without the model that they belong to."""
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
+        return None
+    try:
+        settings = dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path}: adapter_config.json is not valid JSON: {error}") from None
+    if not settings.get("base_model_name_or_path"):
+        raise UserError(f"{path}: adapter_config.json does not name the model that the adapters belong to")
+    return settings
+
+
+def _merge(model: Any, path: str) -> Any:
+    """``model`` with the adapters in ``path`` added to its weights."""
+    try:
+        import peft
+    except ImportError:
+        raise UserError(f"{path}: holds adapters, which need the package peft; install ppomax[lora]") from None
+    try:
+        return peft.PeftModel.from_pretrained(model, str(Path(path).expanduser())).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot load the adapters: {str(error).strip().splitlines()[0]}") from error
+
+
 def load_causal_lm(path: str, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> Any:
-    """Causal language model in float32, evaluation mode."""
-    model = _load("language model", path, AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True,
-                  trust_remote_code=trust_remote_code)  # fmt: skip
-    if any("SequenceClassification" in kind for kind in model.config.architectures or []):
+    """Causal language model in float32, evaluation mode. Adapters are merged into the model that they name."""
+    _require_model(path)
+    if adapter := _adapter_of(path):
+        if adapter.get("task_type") == "SEQ_CLS":
+            raise UserError(f"{path}: is a reward model, not a language model; give the model it was trained from")
+        return _settle(
+            _merge(load_causal_lm(adapter["base_model_name_or_path"], "cpu", trust_remote_code), path), device
+        )
+    config = _load("config", path, AutoConfig, trust_remote_code=trust_remote_code)
+    if any("SequenceClassification" in kind for kind in config.architectures or []):
         raise UserError(f"{path}: is a reward model, not a language model; give the model it was trained from")
+    model = _load_weights("language model", path, AutoModelForCausalLM, trust_remote_code=trust_remote_code)
     return _settle(model, device)
 
 
@@ -87,8 +143,14 @@ def load_scalar_model(
     """Reward model or critic: sequence classification with one label, float32, evaluation mode.
 
     ``fresh_unit`` takes the backbone of a causal language model; otherwise the model must already be a reward model.
+    Adapters are merged into the model that they name.
     """
     _require_model(path)
+    if adapter := _adapter_of(path):
+        if adapter.get("task_type") != "SEQ_CLS" and not fresh_unit:
+            raise UserError(f"{path}: its adapters are not a reward model's (task_type SEQ_CLS is expected)")
+        base = load_scalar_model(adapter["base_model_name_or_path"], "cpu", trust_remote_code, fresh_unit=True)
+        return _settle(_merge(base, path), device)
     config = _load("config", path, AutoConfig, trust_remote_code=trust_remote_code)
     kind = (config.architectures or ["?"])[0]
     if not fresh_unit:
@@ -97,8 +159,8 @@ def load_scalar_model(
         if config.num_labels != 1:
             raise UserError(f"{path}: the reward model has {config.num_labels} labels, expected 1")
     config.num_labels = 1
-    model = _load("reward model", path, AutoModelForSequenceClassification, config=config, dtype=torch.float32,
-                  use_safetensors=True, trust_remote_code=trust_remote_code)  # fmt: skip
+    model = _load_weights("reward model", path, AutoModelForSequenceClassification, config=config,
+                          may_lack="score." if fresh_unit else "", trust_remote_code=trust_remote_code)  # fmt: skip
     if not isinstance(getattr(model, "score", None), nn.Module):
         raise UserError(
             f"{path}: {type(model).__name__} has no `score` layer on a causal backbone, which is needed here"

@@ -107,6 +107,13 @@ class Member:
     """it reads the policy's ids as they are"""
     path: str = "memory"
 
+    @property
+    def unread(self) -> int | None:
+        """The end-of-turn token that is also the model's pad: the stock forward pass, by which such a model was trained,
+        skips it and reads the token before."""
+        pad = getattr(self.model.config, "pad_token_id", None)
+        return pad if pad in self.chat.eos_ids else None
+
 
 def _tokenization(tokenizer: Any, pads: set[str | None]) -> Any:
     """What decides how text becomes ids: everything but the pad tokens, one of which a reward model may have added."""
@@ -172,6 +179,8 @@ class ModelSource:
         if not member.same_ids:
             prompt = member.chat.encode_prompt(sample.prompt)
             response = member.chat.encode_response(sample.prompt, sample.response, sample.finished)
+        while member.unread is not None and response and response[-1] == member.unread:
+            response = response[:-1]
         context = getattr(member.model.config.get_text_config(), "max_position_embeddings", None)
         if not context or len(prompt) + len(response) <= context:
             return [*prompt, *response]

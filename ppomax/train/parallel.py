@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ppomax.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -81,10 +83,18 @@ class Ranks:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is cuda where there is one."""
+    """`auto` is cuda where there is one; `cuda` is this rank's own. A device that is not here is a UserError."""
     if name == "auto":
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)  # a name may be well formed and the device not there
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        told = str(error).strip().splitlines()[0]
+        raise UserError(f"device: {name!r} cannot be used here ({told}); choose cpu, or auto") from None
+    return device
 
 
 def join(device: str = "auto") -> Ranks:

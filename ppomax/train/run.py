@@ -69,8 +69,11 @@ class RunDirectory:
             raise UserError(f"output_dir: {path} is not empty and holds no run; name another directory")
         ranks.barrier()  # all ranks have looked before the first one writes
         if ranks.is_main:
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomic(saved, dump_yaml(config))
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                write_atomic(saved, dump_yaml(config))
+            except OSError as error:
+                raise UserError(f"output_dir: {path} cannot be written: {error.strerror or error}") from None
         return cls(path, ranks)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,3 +126,59 @@ def test_trainable_state_of_another_model_is_refused() -> None:
     state.pop(next(iter(state)))
     with pytest.raises(UserError, match="another model"):
         load_trainable_state(model, state)
+
+
+def test_incomplete_weights_are_refused_not_drawn(tmp_path: Path) -> None:
+    policy().save_pretrained(tmp_path / "lm")
+    settings = json.loads((tmp_path / "lm" / "config.json").read_text())
+    (tmp_path / "lm" / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 3, "layer_types": None}))
+    with pytest.raises(UserError, match=r"lack 9 of the weights .* no complete language model"):
+        load_causal_lm(str(tmp_path / "lm"))
+    (tmp_path / "lm" / "config.json").write_text(json.dumps({**settings, "hidden_size": 16}))
+    with pytest.raises(UserError, match="its weights have other shapes than"):
+        load_causal_lm(str(tmp_path / "lm"))
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(settings))
+    file = tmp_path / "lm" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot load the language model"):
+        load_causal_lm(str(tmp_path / "lm"))
+
+
+def test_a_reward_model_without_its_unit_is_refused_unless_a_fresh_one_is_asked_for(tmp_path: Path) -> None:
+    policy().save_pretrained(tmp_path / "lm")
+    assert load_scalar_model(str(tmp_path / "lm"), fresh_unit=True).score.weight.shape == (1, 8)
+    settings = json.loads((tmp_path / "lm" / "config.json").read_text())
+    settings |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a"}, "label2id": {"a": 0}}
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"lack 1 of the weights .*score\.weight"):
+        load_scalar_model(str(tmp_path / "lm"))
+
+
+def test_adapters_alone_are_merged_into_the_model_they_name(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    policy().save_pretrained(tmp_path / "base")
+    seeded = torch.Generator().manual_seed(1)
+
+    def trained(model: Any, task: str) -> Any:
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type=task, r=2, target_modules=["q_proj", "v_proj"]))
+        with torch.no_grad():
+            for p in wrapped.parameters():
+                if p.requires_grad:
+                    p.add_(torch.randn(p.shape, generator=seeded) * 0.3)
+        return wrapped.eval()
+
+    lm = trained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), "CAUSAL_LM")
+    lm.save_pretrained(tmp_path / "lm")
+    loaded = load_causal_lm(str(tmp_path / "lm"))
+    assert type(loaded) is LlamaForCausalLM and torch.allclose(loaded(IDS).logits, lm(IDS).logits, atol=1e-5)
+    assert not any("lora" in name for name, _ in loaded.named_parameters())
+
+    scalar = load_scalar_model(str(tmp_path / "base"), fresh_unit=True)
+    rm = trained(scalar, "SEQ_CLS")
+    rm.save_pretrained(tmp_path / "rm")
+    loaded = load_scalar_model(str(tmp_path / "rm"))
+    assert torch.allclose(loaded(IDS).logits, rm(IDS).logits, atol=1e-5)
+    with pytest.raises(UserError, match="is a reward model"):
+        load_causal_lm(str(tmp_path / "rm"))
+    with pytest.raises(UserError, match="not a reward model's"):
+        load_scalar_model(str(tmp_path / "lm"))

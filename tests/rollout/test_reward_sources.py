@@ -136,6 +136,24 @@ def test_offset_is_applied(chat: ChatFormat, tokenizer: Any, tmp_path: Path) -> 
     assert moved == pytest.approx([p - 2.5 for p in plain], abs=1e-5)
 
 
+@pytest.mark.parametrize("pad", ["its own", "the end of sequence"])
+def test_models_from_elsewhere_score_as_their_own_forward_pass(
+    chat: ChatFormat, tokenizer: Any, tmp_path: Path, pad: str
+) -> None:
+    """Where pad is eos, the stock pass reads the token before the end: such a model was trained that way."""
+    if pad == "the end of sequence":
+        tokenizer.pad_token = tokenizer.eos_token
+    path = saved(tmp_path / "rm", tokenizer, pad_token_id=tokenizer.pad_token_id)
+    samples = samples_of(chat)
+    rows = [s.prompt_ids + s.response_ids for s in samples]
+    batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+    stock = LlamaForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = stock(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+    source = make_source(RewardSourceConfig(model=path), chat)
+    np.testing.assert_allclose(source(samples), expected.numpy(), atol=1e-5)
+
+
 def test_ensemble(chat: ChatFormat, tokenizer: Any, tmp_path: Path) -> None:
     paths = [saved(tmp_path / str(seed), tokenizer, seed) for seed in range(3)]
     samples = samples_of(chat)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from ppomax.errors import UserError
 from ppomax.train.parallel import Ranks, join, pick_device
 
 TIMEOUT = 120.0
@@ -126,9 +127,24 @@ def test_one_rank_needs_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pick_device() -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("cuda:1") == torch.device("cuda", 1)
-    assert pick_device("auto", 3) == (torch.device("cuda", 3) if torch.cuda.is_available() else torch.device("cpu"))
+    if torch.cuda.is_available():
+        assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)
+    else:
+        assert pick_device("auto", 3) == torch.device("cpu")
+
+
+def test_every_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)  # there may be no such device here
+    assert pick_device("auto", 3) == pick_device("cuda", 3) == torch.device("cuda", 3)
+    assert pick_device("cuda:1", 3) == torch.device("cuda", 1)
 
 
 if __name__ == "__main__":
     Path(sys.argv[1]).write_text(json.dumps(worker()))
+
+
+@pytest.mark.parametrize("name", ["gpu7", "cuda:99", "", "cuda:x"])
+def test_a_device_that_is_not_there_is_a_mistake_of_one_line(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be used here"):
+        pick_device(name)
