@@ -447,6 +447,18 @@ def test_advantages_of_a_minibatch_leave_the_buffer_alone() -> None:
     assert torch.equal(batch.advantages, before)
 
 
+@pytest.mark.parametrize("std", ["unbiased", "biased"])
+def test_whitening_of_tiny_advantages(std: str) -> None:
+    """Where the variance is near eps, the released form (1e-6) and ours (1e-8) part."""
+    batch = make_minibatch(0)
+    batch.advantages = batch.advantages * 1e-3
+    config = configure(**{"advantage.normalise": True, "advantage.std": std})
+    found = minibatch_advantages(batch, config)
+    for place, wanted in reference_advantages(batch, config).items():
+        assert float(found[place]) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert bool((found[~batch.response_mask] == 0).all())
+
+
 def test_tally_is_the_mean_over_updates() -> None:
     tally = Tally()
     tally.add({"a": 1.0})
