@@ -36,11 +36,13 @@ def make_tokenizer() -> Any:
     return copy.deepcopy(shared_tokenizer())
 
 
-def make_policy(seed: int = 0, *, width: int = 16, context: int = 96, spread: float = 0.2, vocabulary: int = 0) -> Any:
+def make_policy(
+    seed: int = 0, *, width: int = 16, layers: int = 2, context: int = 96, spread: float = 0.2, vocabulary: int = 0
+) -> Any:
     """A Llama whose weights are large enough for its probabilities to differ."""
     tokenizer = shared_tokenizer()
     config = LlamaConfig(
-        vocab_size=vocabulary or len(tokenizer), hidden_size=width, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=vocabulary or len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, intermediate_size=2 * width, max_position_embeddings=context, initializer_range=spread,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,

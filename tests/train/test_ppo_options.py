@@ -17,7 +17,7 @@ from ppomax.config import PPOConfig, Section
 from ppomax.options import warnings_for
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ppo_tools import dialogues, lines, make_config, run, timeless
+from ppo_tools import dialogues, lines, make_config, make_policy, run, timeless
 
 ALWAYS: dict[str, Any] = {}
 ADAPTIVE = {"kl": {"controller": "adaptive", "target": 0.3, "horizon": 50}, "iterations": 3}
@@ -40,7 +40,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sampling.repetition_scope": ("all", {"sampling.repetition_penalty": 3.0}), "sampling.stop": (["a", "e", "t"], ALWAYS),
     "sampling.samples_per_prompt": (4, ALWAYS),
     "kl.coef": (0.5, ALWAYS), "kl.estimator": ("k2", ALWAYS), "kl.controller": ("adaptive", {**ADAPTIVE, "kl.controller": "fixed"}),
-    "kl.target": (0.1, ADAPTIVE), "kl.horizon": (20, ADAPTIVE),
+    "kl.target": (3.0, ADAPTIVE), "kl.horizon": (20, ADAPTIVE),
     "reward_shaping.scale": (True, {"reward_shaping.normalise": False}), "reward_shaping.normalise": (False, ALWAYS),
     "reward_shaping.clip": (0.1, ALWAYS), "reward_shaping.missing_eos_penalty": (2.0, ALWAYS),
     "reward_shaping.length_penalty": (1.0, ALWAYS),
@@ -87,7 +87,7 @@ def outcome(changes: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], l
     """Metrics, samples and some weights after a run; ``changes`` is the repr of a dict, so that bases run once."""
     parsed = ast.literal_eval(changes)
     with tempfile.TemporaryDirectory() as folder:
-        result = run(Path(folder) / "run", parsed, ptx=dialogues())
+        result = run(Path(folder) / "run", parsed, policy=make_policy(layers=1), ptx=dialogues())
         samples = lines(result.path / "samples.jsonl")
     final = [p.detach().double().sum().item() for m in (result.policy, result.critic) for p in m.parameters()]
     return timeless(result.metrics), samples, final
