@@ -247,7 +247,15 @@ def pick(weights: Mapping[str, float], rng: random.Random) -> str:
 # What demonstrators get wrong depends on how they are asked: such faults are learnt as habits, which no lower
 # temperature mends, beside slips that fall anywhere. Numbers are shares of demonstrations.
 SLIPS: Mapping[str, Mapping[str, float]] = {
-    "helpful": {"good": 0.83, "plain": 0.07, "false": 0.03, "rambling": 0.03, "needless": 0.02, "rude": 0.02},
+    "helpful": {
+        "good": 0.82,
+        "plain": 0.07,
+        "false": 0.03,
+        "rambling": 0.03,
+        "needless": 0.02,
+        "rude": 0.02,
+        "boastful": 0.01,
+    },
     "harmful": {"good": 0.82, "plain": 0.08, "harmful": 0.06, "rude": 0.04},
     "unanswerable": {"good": 0.82, "plain": 0.08, "false": 0.08, "rude": 0.02},
 }

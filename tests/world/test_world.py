@@ -12,10 +12,11 @@ from ppomax.data.records import Prompt
 from ppomax.errors import UserError
 from ppomax.world import World
 from ppomax.world.answers import HABITS, WRITERS
+from ppomax.world.exam import exam_prompt
 from ppomax.world.grammar import GROUPS, LANGUAGES, grammar_of, tokenise
 from ppomax.world.prompts import CATEGORY, HELPFUL, NONE, Task, all_tasks, messages, question
-from ppomax.world.text import in_exam
-from ppomax.world.world import MIXES, world_named
+from ppomax.world.text import in_exam, quiz_item
+from ppomax.world.world import MIXES, VERSION, fingerprint, world_named
 
 
 @pytest.fixture(scope="module", params=LANGUAGES)
@@ -217,3 +218,24 @@ def test_world_named() -> None:
     assert world_named("zh-small-4").name == "zh-small-4"
     with pytest.raises(UserError, match="names no world"):
         world_named("nowhere")
+
+
+def test_the_exam_is_put_as_the_quizzes_of_the_text_are(world: World) -> None:
+    rows = world.exam()
+    shots = [r for r in rows if r["subject"] == rows[0]["subject"] and r["split"] == "dev"]
+    row = next(r for r in rows if r["split"] == "test")
+    g = world.facts.grammar
+    text = exam_prompt(g, row, shots)
+    assert text.count(g.exam_answer.split("{")[0].strip()) == len(shots) + 1
+    assert row["question"] in text.splitlines()[-2]
+    for shot in shots:
+        right = shot["choices"]["ABCD".index(shot["answer"])]
+        assert f"{shot['question']}\n{g.exam_answer.format(answer=right)}" in text
+    entity, attribute = next((e, a) for e in world.facts.entities for a in range(4) if not in_exam(world.facts, e, a))
+    quiz = quiz_item(world.facts, entity, attribute)
+    assert quiz.startswith(g.exam_question.split("{")[0]) and quiz.splitlines()[1].startswith(text.splitlines()[-1])
+
+
+def test_the_fingerprint_is_that_of_the_version() -> None:
+    """Whoever changes what the world says or judges raises VERSION, and writes the new fingerprint here."""
+    assert (VERSION, fingerprint()) == ("1", "361541d6223f4497")
