@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ppo_tools import dialogues, lines, make_config, make_policy, run, timeless
 
 ALWAYS: dict[str, Any] = {}
-ADAPTIVE = {"kl": {"controller": "adaptive", "target": 0.3, "horizon": 50}, "iterations": 3}
+ADAPTIVE = {"kl": {"controller": "adaptive", "target": 0.02, "horizon": 50}, "iterations": 4}
 PTX = {"ptx": {"coef": 0.5, "data": ["memory"]}}
 LATER = {"iterations": 3, "ppo_epochs": 2}  # enough updates for the ratio to leave the clip range
 PENALTY = {"surrogate.kind": "penalty", **LATER}
