@@ -222,7 +222,7 @@ class RewardConfig(TextDataConfig):
 
 
 class SamplingConfig(Section):
-    """How responses are drawn. The defaults sample from the policy itself, so that PPO is on-policy."""
+    """How responses are drawn. PPO by default samples from the policy itself, evaluation as the paper's evaluation does."""
 
     max_new_tokens: int = Field(128, ge=1)
     """longest response in tokens"""
@@ -237,7 +237,7 @@ class SamplingConfig(Section):
     repetition_scope: Literal["generated", "all"] = "generated"
     """tokens that count as seen: generated ones (released code), or the prompt's as well"""
     stop: list[str] = []
-    """strings that end a response, besides the end-of-sequence token"""
+    """strings that end a response, besides the end-of-sequence token; rewards see them, as the policy wrote them"""
     samples_per_prompt: int = Field(1, ge=1)
     """responses drawn for each prompt"""
     batch_size: int = Field(128, ge=1)

@@ -16,14 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.scalar import reset_unit
-
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the failure itself is reported below
-transformers_logging.disable_progress_bar()  # a bar for every file read or written drowns our own
 
 
 def _require_model(path: str) -> None:

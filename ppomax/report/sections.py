@@ -114,7 +114,8 @@ def reward_section(p: Pipeline, figures: Path) -> list[str]:
             table(head, rows),
             f"Training pairs: {share(stage.evaluation.get('train_accuracy'))} right. Mean gap {number(gap['mean'])} "
             f"(std {number(gap['std'])}), calibration error {number(held_out['calibration']['ece'])}, correlation of the "
-            f"reward gap with the length gap {number(held_out['length_correlation'])}, offset {number(shift)}.",
+            f"reward gap with the length gap {number(held_out['length_correlation'])}, offset {number(shift)}. Pairs with an "
+            "answer longer than max_length are not among them: the number dropped stands under Data.",
         ]
         for name, about in (("gap_histogram", "reward gaps"), ("accuracy", "accuracy over updates")):
             source = stage.path / "figures" / f"{name}.png"
