@@ -100,6 +100,13 @@ def judge_training(stage: Stage, verdicts: Verdicts, *, main: bool) -> None:
             f"{'within' if kept else 'beyond'} half and double.",
             expected=kept if main else None,
         )
+    cut = Course.of(stage, "response/truncated")
+    if cut is not None and cut.last > max(0.5, cut.first):
+        verdicts.add(
+            f"{stage.title}: {cut.last:.0%} of its responses end at the length limit ({cut.first:.0%} at first), so how long "
+            "they would have become is not known.",
+            expected=False if main else None,
+        )
 
 
 def compare_drift(runs: Sequence[Stage], verdicts: Verdicts) -> None:
@@ -136,3 +143,16 @@ def judge_duel(ppo: Stage, duel: Stage, verdicts: Verdicts, *, main: bool) -> No
         f"{estimate(overall['length_controlled'])}.",
         expected=(said["length_controlled"] == "preferred") if main else None,
     )
+    kl, perplexity = Course.of(ppo, "kl/ref_k3"), Course.of(ppo, "policy/perplexity")
+    collapsed = (
+        kl is not None and perplexity is not None and kl.last >= SMALL_KL and perplexity.last < perplexity.first / 2
+    )
+    if collapsed and said["win_rate"] == "preferred":
+        assert perplexity is not None
+        verdicts.add(
+            f"**The judge is fooled**: it prefers {ppo.title}, whose perplexity on its own responses fell from "
+            f"{perplexity.first:.3g} to {perplexity.last:.3g} (a few tokens over and over). It was made from the same SFT "
+            "model as the reward model and shares its mistakes, so what it says of any run shows that the reward carries "
+            "over to another reward model, not that people would prefer the answers.",
+            expected=False,
+        )
