@@ -461,7 +461,9 @@ def test_rows_are_full_and_whole(tmp_path: Path) -> None:
     assert len(make_rows(examples, sft_config(tmp_path, packing=False))) == len(examples)
 
 
-def test_bf16_keeps_float32_weights(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
+def test_bf16_keeps_float32_weights(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
+) -> None:
     first = []
     for name in ("float32", "bf16"):
         config = sft_config(tmp_path / name, precision=name, epochs=3)
