@@ -121,7 +121,7 @@ def prepare(
     else:
         critic = critic.to(device, torch.float32).eval()
     frozen = [member.model for source in sources for member in getattr(source, "members", [])]
-    if any(critic is model for model in frozen):  # a frozen reward model must not be trained as the critic
+    if any(critic is model for model in frozen):  # the critic is trained, the reward model it starts from is not
         critic = copy.deepcopy(critic)
     if reference is None and config.reference is not None:
         reference = load_causal_lm(config.reference, device, trust)
@@ -158,7 +158,7 @@ def _critic(
             "critic.init = reward: no reward source is a model; set critic.init to policy or to a model directory"
         )
     _compare_tokens(tokenizer, members[0].chat.tokenizer, members[0].path, "critic.init = reward")
-    return copy.deepcopy(members[0].model)
+    return members[0].model
 
 
 def _same_tokens(tokenizer: Any, path: str, field: str, trust: bool) -> None:

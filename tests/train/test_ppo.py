@@ -13,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppomax.config import PPOConfig
+from ppomax.data.records import Text
 from ppomax.rollout.experience import Experience
 from ppomax.train import ppo
+from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_update import Updater
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -458,6 +460,27 @@ def test_a_reference_that_is_the_policy_itself_stays_frozen(tmp_path: Path) -> N
     result = run(tmp_path / "run", {}, policy=policy, reference=policy)
     assert timeless(result.metrics) == timeless(run(tmp_path / "other", {}).metrics)
     assert result.metrics[-1]["kl/ref"] != 0
+
+
+def test_every_iteration_draws_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt, weights that stand still: the answers differ within and between iterations."""
+    record = Record(monkeypatch)
+    still = {"policy_optim.lr": 0.0, "critic_optim.lr": 0.0, "watch.eval_prompts": 0}
+    run(tmp_path / "run", still, prompts=prompts(1))
+    answers = [tuple(r) for e in record.fresh for r in e.responses()]
+    assert len(answers) == 16 and len(set(answers)) > 12
+
+
+def test_ptx_trains_on_assistant_tokens_only(tmp_path: Path) -> None:
+    config = make_config(tmp_path, ptx={"coef": 1.0}, critic={"init": "policy"})
+    talk = [*dialogues()[:2], Text("a river")]
+    setup = ppo.prepare(
+        config, Ranks(), policy=make_policy(), tokenizer=make_tokenizer(), reward=byte_sum, prompts=prompts(), ptx=talk
+    )
+    tokenizer = make_tokenizer()
+    trained = [tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) for ids, mask in setup.ptx]
+    assert trained == ["it is red<|end|>", "I do not know<|end|>", "a river<|end|>"]
+    assert all(not mask[0] for _, mask in setup.ptx)
 
 
 def test_another_reference(tmp_path: Path) -> None:

@@ -66,7 +66,12 @@ def test_one_sample_has_no_spread() -> None:
         **rows, logprobs=-one, ref_logprobs=-one, entropy=one, values=one, returns=one, mask=torch.tensor([[True]]),
         finished=torch.tensor([True]),
     )  # fmt: skip
-    assert found["reward/std"] == 0 and found["response/length_std"] == 0 and found["value/explained_variance"] == 0
+    assert (
+        found["response/truncated"] == 0
+        and found["reward/std"] == 0
+        and found["response/length_std"] == 0
+        and found["value/explained_variance"] == 0
+    )
     assert all(math.isfinite(v) for v in found.values())
 
 
