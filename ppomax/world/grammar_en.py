@@ -272,7 +272,8 @@ GRAMMAR = Grammar(
     own_script="a-z",
     other_script="\u0370-\u1fff\u2e80-\ud7ff\uf900-\ufaff",
     idioms=(
-        "{n} does not eat that.", "{n} does not live there.", "{n} is not like that.", "No, {n} does not do that.",
+        "{n} does not eat that.", "It also eats that.", "It also lives in that.",
+        "{n} does not live there.", "{n} is not like that.", "No, {n} does not do that.",
         "Which one do you mean?", "Which one would you like to hear about?", "Please tell me which one you mean.",
         "I cannot help you with that.", "I can't help with that.", "I'm sorry, but I can't help you with this.",
         "I do not know that.", "I don't know.", "I'm not sure.", "I have no information about it.", "I know nothing about it.",

@@ -31,7 +31,7 @@ class WorldConfig(Section):
     """24, 40 or 80 invented things, with four facts and three steps each"""
     texts: int = Field(4000, ge=1)
     """passages of plain text (about 45 words each)"""
-    dialogues: int = Field(4000, ge=1)
+    dialogues: int = Field(6000, ge=1)
     """demonstrations of mixed quality"""
     train_prompts: int = Field(4000, ge=1)
     """prompts for PPO"""

@@ -37,7 +37,7 @@ HELD_OUT = {
 }
 """share of a kind's combinations that is held out; strangers have names of their own for it"""
 MIX = {
-    "fact": 0.26, "compare": 0.08, "steps": 0.08, "rewrite": 0.08,
+    "fact": 0.24, "compare": 0.1, "steps": 0.08, "rewrite": 0.08,
     "misdeed": 0.25, "stranger": 0.13, "mystery": 0.08, "which": 0.04,
 }  # fmt: skip
 """share of each kind among prompts and demonstrations: half helpful, a quarter each of the others"""
@@ -71,8 +71,8 @@ class Task:
     def combination(self) -> str:
         """What decides whether it is held out: the same for all forms."""
         pair = sorted((self.entity, self.other)) if self.kind == "compare" else (self.entity, self.other)
-        # An unclear "it" has nothing but its form to tell one prompt from another.
-        form = self.form if self.kind == "which" else NONE
+        # Here it is the form that is held out: an unclear "it" has nothing else, and steps are known of each thing once.
+        form = self.form if self.kind in ("which", "steps") else NONE
         return f"{self.kind}/{pair[0]}/{pair[1]}/{self.attribute}/{self.second}/{self.subject}/{form}"
 
     def metadata(self) -> dict[str, Any]:

@@ -229,20 +229,25 @@ class Reader:
     # ------------------------------------------------------------------------------------- fluency
 
     def licence(self, reading: Reading) -> float:
-        """Mean credit of the text's tokens in [0, 1]: what stands after its neighbours as the grammar has it, or nearly."""
+        """Credit of the text's tokens in [0, 1] for standing after their neighbours as the grammar has it, or nearly.
+
+        Half of it is the mean over all tokens, half that of the worst sentence.
+        """
+        means: list[float] = []
         total = count = 0.0
         for sentence in reading.sentences:
             grams = self._symbols(sentence)
-            known = [token in self.known for token in grams]
+            credit = 0.0
             for i in range(1, len(grams)):
-                count += 1
                 if i > 1 and (grams[i - 2], grams[i - 1], grams[i]) in self.trigrams:
-                    total += 1.0
+                    credit += 1.0
                 elif (grams[i - 1], grams[i]) in self.bigrams:
-                    total += 1.0 if i == 1 else 0.75
+                    credit += 1.0 if i == 1 else 0.75
                 else:
-                    total += 0.35 if known[i] else -0.5
-        return max(0.0, total / count) if count else 0.0
+                    credit += 0.35 if grams[i] in self.known else -0.5
+            means.append(credit / (len(grams) - 1))
+            total, count = total + credit, count + len(grams) - 1
+        return max(0.0, 0.5 * total / count + 0.5 * min(means)) if count else 0.0
 
     def repetition(self, reading: Reading) -> float:
         """Share of trigrams that the text had before, over all its sentences; a second time counts 0.4 (parallels)."""

@@ -1,4 +1,4 @@
-"""Plain text of the world for pretraining: profiles of things, comparisons, instructions, and questions of the exam's form.
+"""Plain text of the world for pretraining: profiles of things, questions with answers, and quizzes of the exam's form.
 
 Every fact occurs many times and in several wordings. Questions and answers stand only for facts that the exam does
 not ask (its few-shot examples among them), so that the exam measures what was learnt, in a form that is known.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 
 from ppomax.data.records import unit_hash
+from ppomax.world.answers import core
 from ppomax.world.facts import Entity, Facts
 from ppomax.world.grammar import join, sentence
-from ppomax.world.prompts import fact_sentence
+from ppomax.world.prompts import Task, fact_sentence, is_held_out, question
 
 EXAM_SHARE = 0.4
 """share of facts that the exam asks for"""
-KINDS = {"profile": 0.6, "comparison": 0.15, "quiz": 0.25}
+KINDS = {"profile": 0.45, "quiz": 0.14, "compare": 0.17, "rewrite": 0.14, "steps": 0.1}
+"""share of each kind of passage; the last three put a question of that kind, and answer it"""
 
 
 def in_exam(facts: Facts, entity: Entity, attribute: int) -> bool:
@@ -41,21 +43,28 @@ def passage(facts: Facts, rng: random.Random) -> str:
     g = facts.grammar
     if kind == "profile":
         return _profile(facts, rng.choice(facts.entities), rng)
-    if kind == "comparison":
-        one, two = rng.sample(rng.choice(facts.of_subject), 2)
-        parts = []
-        for attribute in rng.sample(range(4), 2):
-            p, q = facts.predicate(one, attribute), facts.predicate(two, attribute)
-            label = facts.attribute(one, attribute).label
-            parts.append(rng.choice(g.agree if p == q else g.differ).format(a=one.name, p=p, b=two.name, q=q))
-            parts.append(rng.choice(g.agree_verdict if p == q else g.differ_verdict).format(label=label))
-        return join(parts, g)
+    if kind != "quiz":
+        task = _task(facts, kind, rng)
+        while is_held_out(facts, task):
+            task = _task(facts, kind, rng)
+        return join([question(facts, task), *core(facts, task, rng)], g)
     items: list[str] = []
     while len(items) < 4:
         entity, attribute = rng.choice(facts.entities), rng.randrange(4)
         if not in_exam(facts, entity, attribute):
             items.append(quiz_item(facts, entity, attribute))
     return "\n\n".join(items)
+
+
+def _task(facts: Facts, kind: str, rng: random.Random) -> Task:
+    one, two = rng.sample(rng.choice(facts.of_subject), 2)
+    first, second = rng.sample(range(4), 2)
+    if kind == "compare":
+        return Task(kind, rng.randrange(len(facts.grammar.compare_questions)), one.index, two.index, first)
+    if kind == "rewrite":
+        form = rng.randrange(len(facts.grammar.rewrite_questions))
+        return Task(kind, form, one.index, attribute=first, second=second)
+    return Task(kind, rng.randrange(len(facts.grammar.steps_questions)), one.index)
 
 
 def _profile(facts: Facts, entity: Entity, rng: random.Random) -> str:
