@@ -154,7 +154,7 @@ def train_ppo(
     history = run.read()
     expected = config.iterations + (pretraining if loop.pretraining else len(loop.value_losses))
     bar = ProgressLine("ppo", expected, done=loop.iteration, quiet=not ranks.is_main)
-    with bar:
+    with run.undone_if_nothing_came(), bar:
         while loop.policy_iterations < config.iterations:
             clock = Clock()
             if not loop.pretraining and loop.policy_iterations % config.watch.every == 0:

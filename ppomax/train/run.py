@@ -76,6 +76,20 @@ class RunDirectory:
                 raise UserError(f"output_dir: {path} cannot be written: {error.strerror or error}") from None
         return cls(path, ranks)
 
+    @contextlib.contextmanager
+    def undone_if_nothing_came(self) -> Iterator[None]:
+        """A UserError before the first metrics line leaves no run behind: the corrected command can be given at once."""
+        try:
+            yield
+        except UserError:
+            if self.ranks.is_main and not (self.path / "metrics.jsonl").exists() and self.latest() is None:
+                for file in self.path.iterdir():
+                    if file.is_file():
+                        file.unlink()
+                with contextlib.suppress(OSError):  # something else lives there
+                    self.path.rmdir()
+            raise
+
     @staticmethod
     def _read_config(cls: type[RunConfig], saved: Path) -> RunConfig:
         """The settings of an earlier run, complete as they were written: no presets, and data may have been in memory."""
