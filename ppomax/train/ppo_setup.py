@@ -219,10 +219,11 @@ def _prompts(
     keys = {p.key for p in held_out}
     kept = [p for p in training if p.key not in keys]
     if not kept:
+        remedy = "lower it, or name held-out prompts in watch.prompts" if training else "raise max_prompt_length"
         raise UserError(
             f"prompts: none is left to train on: of {len(records)}, {len(records) - len(training)} are over "
             f"max_prompt_length = {config.max_prompt_length} and {len(training)} are held out by watch.eval_prompts = "
-            f"{config.watch.eval_prompts}"
+            f"{config.watch.eval_prompts}; {remedy}"
         )
     say(
         ranks,
