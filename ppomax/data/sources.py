@@ -276,7 +276,11 @@ def _open_source(path: str, named: str | None) -> Iterator[tuple[str, str, bool,
         files = [root]
         by_name = files if named is not None and _names_split(Path(root.name), named) else []
     else:
-        raise UserError(f"{root} does not exist: give a file, a folder or a hub name (owner/name)")
+        unset = "PPOMAX_DATA" in path and "PPOMAX_DATA" not in os.environ
+        hint = (
+            "set PPOMAX_DATA to the folder of the data" if unset else "give a file, a folder or a hub name (owner/name)"
+        )
+        raise UserError(f"{root} does not exist: {hint}")
     for file in files:
         yield str(file), _stem(file.name), bool(by_name), _read_file(file)
 
