@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("ppomax.commands.chat", "talk to a model, or to two side by side"),
     "generate": ("ppomax.commands.generate", "answer files of prompts"),
     "duel": ("ppomax.commands.duel", "who answers better, by a judge: win, tie, lose, intervals, length-controlled"),
+    "exam": ("ppomax.commands.exam", "multiple-choice questions from local files, several models side by side"),
     "details": ("ppomax.commands.details", "the twelve implementation details: presets, options, code, metrics"),
 }
 

@@ -18,13 +18,20 @@ from ppomax.config import RunConfig, Section
 from ppomax.layers import element_of, preset_names, section_of
 
 USAGE = {
+    "world": "OUT [--field value ...]",
     "new-model": "OUT --tokenizer-from DATA ... [--field value ...]",
     "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
     "duel": "A B --prompts FILE ... --judge MODEL --output_dir DIR [--field value ...] | CONFIG.yaml [--resume]",
+    "exam": "MODEL ... --data FILE ... [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
 }
 """what follows the verb; the stages' own line is the default"""
 EXAMPLES = {
+    "world": (
+        "ppomax world world",
+        "ppomax world world_zh --language zh --seed 7 --annotators.biased 0",
+        "ppomax world world_with_samples --answers answers_t8.jsonl answers_t3.jsonl",
+    ),
     "new-model": (
         "ppomax new-model base --size 6m --tokenizer-from dialogues.jsonl texts.jsonl.gz",
         "ppomax new-model base --tokenizer-from '{path: books, layout: text, limit: 5000}' --vocab-size 8192",
@@ -42,6 +49,13 @@ EXAMPLES = {
     "duel": (
         "ppomax duel runs/ppo/final runs/sft/final --prompts test.jsonl --judge runs/judge/final --output_dir runs/duel",
         "ppomax duel answers_a.jsonl answers_b.jsonl --judge runs/judge/final --output_dir runs/duel",
+        "ppomax duel runs/ppo/final runs/sft/final --prompts world/prompts_heldout.jsonl "
+        "--judge ppomax.world.reward:score --output_dir runs/duel",
+    ),
+    "exam": (
+        "ppomax exam runs/sft/final --data world/exam.jsonl",
+        "ppomax exam runs/sft/final runs/ppo/final --data world/exam.jsonl --output_dir runs/exam",
+        "ppomax exam runs/ppo/final --data ceval-exam --shots 5 --score letter --output_dir runs/ceval",
     ),
     "sft": (
         "ppomax sft --model base --data dialogues.jsonl --output-dir runs/sft",
