@@ -8,9 +8,10 @@
       - {name: rm, kind: reward, model: "${sft}", data: pairs.jsonl}
       - {name: ppo, kind: ppo, model: "${sft}", reward: "${rm}", prompts: prompts.jsonl}
 
-A stage works in ``output_dir/NAME``. ``${sft}`` is the model that an earlier stage leaves, ``${sft.dir}`` its directory.
-A finished stage is skipped, an interrupted one resumed; a stage whose settings changed, or whose inputs were made anew
-since, is refused: remove its directory to run it again. All stages are checked before the first one runs.
+A stage works in ``output_dir/NAME``. ``${sft}`` is the model that an earlier stage leaves (of ``generate`` the file of
+answers, of ``world``, ``duel`` and ``exam`` the folder), ``${sft.dir}`` its directory. A finished stage is skipped, an
+interrupted one resumed; a stage whose settings changed, or whose inputs were made anew since, is refused: remove its
+directory to run it again. All stages are checked before the first one runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ppomax import yaml_tree
-from ppomax.config import RunConfig, Section
+from ppomax.config import Section
 from ppomax.errors import UserError
 from ppomax.layers import COMMAND_LINE, Layer, did_you_mean, words_to_layers
 from ppomax.options import build, differences, load_yaml
@@ -46,16 +47,32 @@ class Kind:
     """what later stages get, below the stage's directory"""
     resumes: bool = True
     on_all_ranks: bool = True
+    proof: str | None = "config.json"
+    """file below the product that only a finished stage has; None: a stage that finds nothing left to do ends at once"""
+    place: str = "output_dir"
+    """field that says where to write, set by the pipeline: ``output_dir`` is the stage's directory, ``out`` its product"""
 
 
 KINDS: dict[str, Kind] = {
+    "world": Kind(
+        "ppomax.world.make:WorldConfig", "ppomax.world.make:write_world", ".", False, False, proof="world.json"
+    ),
     "new-model": Kind(
         "ppomax.commands.new_model:NewModelConfig", "ppomax.commands.new_model:make_new_model", ".", False, False
     ),
     "sft": Kind("ppomax.config:SFTConfig", "ppomax.train.sft:train_sft", "final"),
     "reward": Kind("ppomax.config:RewardConfig", "ppomax.train.reward:train_reward", "final"),
     "ppo": Kind("ppomax.config:PPOConfig", "ppomax.train.ppo:train_ppo", "final"),
-    "duel": Kind("ppomax.evaluate.duel:DuelConfig", "ppomax.evaluate.duel:run_duel", "."),
+    "generate": Kind(
+        "ppomax.commands.generate:GenerateConfig",
+        "ppomax.commands.generate:generate_stage",
+        "answers.jsonl",
+        on_all_ranks=False,
+        proof=None,
+        place="out",
+    ),
+    "duel": Kind("ppomax.evaluate.duel:DuelConfig", "ppomax.evaluate.duel:run_duel", ".", proof="result.json"),
+    "exam": Kind("ppomax.evaluate.exam:ExamConfig", "ppomax.evaluate.exam:run_exam", ".", proof="result.json"),
 }
 HARMLESS = {"device", "checkpoint.every", "checkpoint.keep", "micro_batch_tokens", "sampling.batch_size"}
 """fields that do not change what a finished stage would be, but for rounding"""
@@ -123,12 +140,11 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
         defaults = Layer(path, _below(tree, ("defaults",), keep=set(cls.model_fields)))
         used_defaults |= set(defaults.tree.value)
         own = Layer(path, _below(tree, ("stages", i), drop={"name", "kind"}))
-        if "output_dir" in own.tree.value:
-            raise UserError(
-                f"{own.place(('output_dir',))}: output_dir: a stage's directory is {directory}; leave it out"
-            )
+        where = directory / kind.product if kind.place == "out" else directory
+        if kind.place in own.tree.value:
+            raise UserError(f"{own.place((kind.place,))}: {kind.place}: this stage writes to {where}; leave it out")
         layers = [defaults, own, *words_to_layers(cls, by_stage.get(name, []))]
-        layers.append(Layer(path, Tree({"output_dir": str(directory)}, {}, {})))
+        layers.append(Layer(path, Tree({kind.place: str(where)}, {}, {})))
         uses: set[str] = set()
         for layer in layers:
             layer.tree = _substitute(layer, {stage.name: stage for stage in stages}, names, uses)
@@ -297,8 +313,9 @@ def status_of(stage: Stage, state: Mapping[str, Any]) -> str:
             raise UserError(f"stage {stage.name}: its input, stage {name}, has been made anew since: {again}")
     if entry and "made" not in entry and stage.kind.resumes:
         return "interrupted"
-    # a stage that was run by its own verb has no entry: its model says that it is finished
-    return "finished" if "made" in entry or (stage.product / "config.json").exists() else "interrupted"
+    # a stage that was run by its own verb has no entry: what it left says that it is finished
+    proven = stage.kind.proof is not None and (stage.product / stage.kind.proof).exists()
+    return "finished" if "made" in entry or proven else "interrupted"
 
 
 def _look(config: Any, name: str) -> Any:
@@ -342,7 +359,7 @@ def _join(stages: Sequence[Stage]) -> Any:
     from ppomax.train.parallel import join
 
     # the process group is made once, for the device that the stages will use
-    return join(next((stage.config.device for stage in stages if isinstance(stage.config, RunConfig)), "auto"))
+    return join(next((d for stage in stages if (d := getattr(stage.config, "device", None))), "auto"))
 
 
 def _barrier(ranks: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import Field
 from ppomax.commands.stage import sort_words
 from ppomax.config import ChatTemplate, Mixture, SamplingConfig, Section
 from ppomax.errors import UserError
-from ppomax.options import resolve
+from ppomax.options import dump_yaml, resolve
 
 CHUNK = 4
 """batches between two writes"""
@@ -124,6 +125,26 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
             file.flush()
             bar.step(len(part))
     return len(jobs)
+
+
+def generate_stage(config: GenerateConfig, *, resume: bool = False) -> int:
+    """`generate` in a folder of its own, with its settings beside the answers: a stage of a pipeline."""
+    from ppomax.train.checkpoint import write_atomic
+
+    folder = Path(config.out).expanduser().parent
+    left = [f.name for f in folder.iterdir() if f.name != ".config.yaml.part"] if folder.is_dir() else []
+    if left and not resume:
+        raise UserError(f"{folder} is not empty and holds no answers of this pipeline: remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.yaml", dump_yaml(config))
+    try:
+        return generate(config, resume=resume)
+    except UserError:
+        if not Path(config.out).expanduser().exists():  # the corrected settings can be given at once
+            (folder / "config.yaml").unlink()
+            with contextlib.suppress(OSError):  # something else lives there
+                folder.rmdir()
+        raise
 
 
 def _answered(out: Path, prompts: list[list[Any]]) -> int:

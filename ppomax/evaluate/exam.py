@@ -26,6 +26,7 @@ Written to output_dir: config.yaml, items.jsonl (log-likelihoods of every choice
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -222,11 +223,6 @@ def run_exam(config: ExamConfig, *, resume: bool = False) -> dict[str, Any]:
     for line in exam.lines() if ranks.is_main else []:
         print(line, file=sys.stderr, flush=True)
     questions = first_of_each(exam.questions, config.per_subject)
-    ranks.barrier()  # all ranks have looked before the main one writes
-    if out is not None and ranks.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "config.yaml", dump_yaml(config))
-
     items: dict[str, list[dict[str, Any]]] = {}
     for name in config.models:
         items[name] = _sit(config, name, exam, questions, ranks)
@@ -239,6 +235,9 @@ def run_exam(config: ExamConfig, *, resume: bool = False) -> dict[str, Any]:
     if out is not None and ranks.is_main:
         from ppomax.report.exam_figure import exam_bars
 
+        # nothing is written before this point: a mistake or a kill leaves no half exam behind
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "config.yaml", dump_yaml(config))
         for suffix in ("png", "svg"):
             exam_bars(result, out / f"exam.{suffix}")
         rows = [{"model": name, **row} for name, found in items.items() for row in found]
@@ -291,8 +290,6 @@ def _sit(
     rows: list[dict[str, Any]] = []
     for q, wanted, item in zip(mine, shots, encoded, strict=True):
         found = next(sums) if item is not None else []
-        if any(value != value for value in found):
-            raise UserError(f"{name}: a log-likelihood is not a number at {q.where}: the model is broken")
         chosen = choose(q, item, found, config.score) if item is not None else {}
         rows.append({
             "where": q.where, "data": q.data, "subject": q.subject, "category": q.category,
@@ -303,6 +300,9 @@ def _sit(
             "chosen": {measure: LETTERS[i] for measure, i in chosen.items()},
         })  # fmt: skip
     rows = ranks.collect(rows)
+    broken = next((row for row in rows if any(math.isnan(value) for value in row["loglikelihood"])), None)
+    if broken is not None:  # asked after the exchange, so that all ranks stop together
+        raise UserError(f"{name}: a log-likelihood is not a number at {broken['where']}: the model is broken")
     for key, told in (
         ("shots_dropped", "few-shot examples did not fit the context of {room} tokens and were dropped"),
         ("cut", "questions were longer than the context of {room} tokens and lost their left"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from pydantic import Field
 from ppomax.config import Section
 from ppomax.data.records import Message
 from ppomax.errors import UserError
+from ppomax.options import dump_yaml
 from ppomax.world.annotators import Annotators, AnnotatorsConfig
 from ppomax.world.prompts import Task
 from ppomax.world.world import MIXES, VERSION, World, fingerprint
@@ -48,7 +50,7 @@ class WorldConfig(Section):
 
 
 def write_world(config: WorldConfig) -> dict[str, Any]:
-    """Write the files and return what world.json says."""
+    """Write the files and return what world.json says. The folder appears whole, or, after a kill, not at all."""
     out = Path(config.output_dir).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{config.output_dir} already exists and is not empty: choose another folder for the world")
@@ -71,8 +73,11 @@ def write_world(config: WorldConfig) -> dict[str, Any]:
         "pairs": [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "source": p.source} for p in pairs],
         "exam": world.exam(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    hashes = {name: _write(out / f"{name}.jsonl", lines) for name, lines in rows.items()}
+    part = out.resolve().with_name(f".{out.resolve().name}.part")
+    if part.exists():  # of a kill
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    hashes = {name: _write(part / f"{name}.jsonl", lines) for name, lines in rows.items()}
     facts = {
         "version": VERSION,
         "hash": fingerprint(),
@@ -89,7 +94,11 @@ def write_world(config: WorldConfig) -> dict[str, Any]:
         "annotators": {**config.annotators.model_dump(), **people.tally.summary()},
         "judge": "ppomax.world.reward:score",
     }
-    (out / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (part / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    (part / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if out.exists():
+        out.rmdir()
+    part.replace(out)
     return facts
 
 
