@@ -58,9 +58,7 @@ def _as_sources(value: Any) -> Any:
     """A lone string or dict is a mixture of one; a string stands for {path: string}."""
     if isinstance(value, str | dict):
         value = [value]
-    if isinstance(value, list | tuple):
-        return [{"path": v} if isinstance(v, str) else v for v in value]
-    return value
+    return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
 
 
 Mixture = Annotated[list[DataSource], BeforeValidator(_as_sources)]
@@ -266,15 +264,15 @@ class RewardSourceConfig(Section):
 
 
 def _as_reward_sources(value: Any) -> Any:
-    """A string is a model directory, an http(s) address, or module:function by its look."""
+    """A string is a model directory, an http(s) address or module:function by its look; `world` is the world's judge."""
     if isinstance(value, str | dict):
         value = [value]
-    if not isinstance(value, list | tuple):
-        return value
 
     def one(v: Any) -> Any:
         if not isinstance(v, str):
             return v
+        if v == "world":
+            return {"function": "ppomax.world.reward:score", "name": "world"}
         if v.startswith(("http://", "https://")):
             return {"url": v}
         module, _, function = v.partition(":")
@@ -282,7 +280,10 @@ def _as_reward_sources(value: Any) -> Any:
             return {"function": v}
         return {"model": v}
 
-    return [one(v) for v in value]
+    return [one(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+RewardSources = Annotated[list[RewardSourceConfig], BeforeValidator(_as_reward_sources)]
 
 
 class KLConfig(Section):
@@ -399,14 +400,26 @@ class PtxConfig(Section):
 
 
 class WatchConfig(Section):
-    """Fixed held-out prompts that are answered at intervals."""
+    """Fixed held-out prompts that are answered at intervals, and judged against the reference's answers."""
 
     prompts: Mixture = []
-    """held-out prompts; empty: `eval_prompts` of the training data, taken out of training"""
+    """held-out prompts; empty: as many of the training data as are needed, taken out of training"""
     eval_prompts: int = Field(16, ge=0)
-    """how many"""
+    """how many are answered in samples.jsonl, the first ones"""
     every: int = Field(10, ge=1)
     """iterations between samples"""
+    judge: RewardSources = []
+    """what judges: `world`, or as in `reward` (weighted sum); win rates go to evaluations.jsonl; empty = off"""
+    judge_every: int = Field(10, ge=1)
+    """iterations of the policy between evaluations; there is one at the start and one at the end besides"""
+    judge_prompts: int = Field(256, ge=1)
+    """how many held-out prompts are judged, the first ones"""
+    tie_band: float = Field(0.05, ge=0)
+    """a difference of the judge's scores up to this is a tie"""
+    baselines: list[Literal["sampled", "greedy"]] = Field(["sampled"], min_length=1)
+    """the reference's answers to beat: drawn as the policy draws, or greedily; the first makes eval/win_rate"""
+    keep_best: bool = True
+    """keep the policy with the highest eval/win_rate in RUN/best"""
 
 
 class PPOConfig(RunConfig):
@@ -416,7 +429,7 @@ class PPOConfig(RunConfig):
     """detail 9: directory or hub name of the policy's start, normally the SFT model; in memory: its name in the card"""
     reference: str | None = None
     """frozen reference model; default: the policy's start"""
-    reward: Annotated[list[RewardSourceConfig], BeforeValidator(_as_reward_sources)] = []
+    reward: RewardSources = []
     """reward sources: one or a weighted sum"""
     prompts: Mixture = Field(min_length=1)
     """training prompts; pairs and dialogues give their prompts; any name where prompts are in memory"""

@@ -10,6 +10,7 @@ from ppomax.config import (
     OptimConfig,
     PPOConfig,
     RewardConfig,
+    RewardSourceConfig,
     RunConfig,
     SamplingConfig,
     Section,
@@ -46,11 +47,11 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
     each = config.sampling.samples_per_prompt
     if config.rollout_batch % each:
         raise UserError(f"rollout_batch {config.rollout_batch} is no multiple of sampling.samples_per_prompt {each}")
-    for i, source in enumerate(config.reward):
+    for where, source in _reward_sources(config):
         given = [name for name in ("model", "function", "url") if getattr(source, name)]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise UserError(f"reward.{i}: exactly one of model, function, url is needed, found {found}")
+            raise UserError(f"{where}: exactly one of model, function, url is needed, found {found}")
     if config.reward and config.critic.init == "reward" and not any(source.model for source in config.reward):
         raise UserError("critic.init is `reward`, but no reward source is a model: choose `policy` or a directory")
 
@@ -160,18 +161,27 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
         yield "logprobs", "sampling.temperature is 1, so scaled and raw logits are the same"
     if not config.watch.prompts and config.watch.eval_prompts == 0:
         yield "watch.every", "there are no held-out prompts (watch.prompts is empty and watch.eval_prompts is 0)"
+    if not config.watch.judge:
+        for name in ("judge_every", "judge_prompts", "tie_band", "baselines", "keep_best"):
+            yield f"watch.{name}", "watch.judge is empty, so nothing is judged"
+
+
+def _reward_sources(config: PPOConfig) -> list[tuple[str, RewardSourceConfig]]:
+    """Every source with its dotted name, the judges among them."""
+    sections = {"reward": config.reward, "watch.judge": config.watch.judge}
+    return [(f"{name}.{i}", source) for name, sources in sections.items() for i, source in enumerate(sources)]
 
 
 def _inert_reward_options(config: PPOConfig) -> Iterator[Inert]:
-    for i, source in enumerate(config.reward):
+    for where, source in _reward_sources(config):
         members = len(source.model) if isinstance(source.model, list) else 1
         if source.spread_coef and members < 2:
-            yield f"reward.{i}.spread_coef", "this source is no ensemble of several models"
+            yield f"{where}.spread_coef", "this source is no ensemble of several models"
         for name in ("timeout", "retries"):
             if not source.url and getattr(source, name) != type(source).model_fields[name].default:
-                yield f"reward.{i}.{name}", "this source is no HTTP endpoint"
+                yield f"{where}.{name}", "this source is no HTTP endpoint"
         if source.weight == 0:
-            yield f"reward.{i}", "its weight is 0"
+            yield where, "its weight is 0"
 
 
 def _notes_on_batches(config: PPOConfig) -> list[str]:

@@ -380,6 +380,7 @@ def test_help_shows_every_field_with_its_docstring(cls: type[BaseModel]) -> None
     for name in field_names(cls):  # type: ignore[arg-type]
         first_user = name.replace("eval_data.0", "data.0").replace("calibration_data.0", "data.0")
         first_user = first_user.replace("ptx.data.0", "prompts.0").replace("watch.prompts.0", "prompts.0")
+        first_user = first_user.replace("watch.judge.0", "reward.0")
         assert name in sections or f"--{first_user}" in shown, name
     for name, field in cls.model_fields.items():
         assert field.description, name

@@ -25,32 +25,30 @@ import torch
 import torch.distributed as dist
 
 from ppomax.config import PPOConfig
-from ppomax.data.batches import EpochOrder, epoch_permutation, token_budget
+from ppomax.data.batches import EpochOrder, epoch_permutation
 from ppomax.data.records import Dialogue, Prompt, Text
 from ppomax.errors import UserError
 from ppomax.models.loading import load_trainable_state, save_final, trainable_state
-from ppomax.models.responses import response_logprobs, response_values, sequence_nll
 from ppomax.options import dump_yaml, warnings_for
 from ppomax.report.page import ppo_page
 from ppomax.rl.advantages import gae, reward_to_go
 from ppomax.rl.moments import RunningMoments
 from ppomax.rl.rewards import KLController, kl_estimate, penalise, shape_scores, token_rewards
-from ppomax.rollout.engine import Completion, sample_seed
+from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.experience import Experience
-from ppomax.rollout.reward_sources import Sample, combine
 from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
 from ppomax.train.optim import learning_rate, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
-from ppomax.train.ppo_setup import EncodedPrompt, Setup, prepare, say
-from ppomax.train.ppo_update import Tally, Updater, sampling_temperature, to_batch
+from ppomax.train.ppo_score import score
+from ppomax.train.ppo_setup import Setup, prepare, say
+from ppomax.train.ppo_update import Tally, Updater
+from ppomax.train.ppo_watch import LiveJudge, watch
 from ppomax.train.progress import ProgressLine
-from ppomax.train.run import RunDirectory, precision
+from ppomax.train.run import RunDirectory
 from ppomax.watch.metrics import experience_metrics
 
 PARTS = ["policy", "critic", "policy_optim", "critic_optim", "loop"]
-WATCH_STREAM = 10**9
-"""keeps the seeds of watched samples apart from those of training samples"""
 
 
 @dataclass
@@ -154,12 +152,19 @@ def train_ppo(
     history = run.read()
     expected = config.iterations + (pretraining if loop.pretraining else len(loop.value_losses))
     bar = ProgressLine("ppo", expected, done=loop.iteration, quiet=not ranks.is_main)
+    judge = None
+    if setup.judges:
+        with run.undone_if_nothing_came():
+            judge = LiveJudge(setup, config, ranks, run, loop.iteration)
     with run.undone_if_nothing_came(), bar:
         while loop.policy_iterations < config.iterations:
             clock = Clock()
             if not loop.pretraining and loop.policy_iterations % config.watch.every == 0:
-                watch(setup, engine, config, ranks, run, loop)
+                watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
                 clock.lap("watch")
+            if judge and not loop.pretraining and loop.policy_iterations % config.watch.judge_every == 0:
+                judge.evaluate(engine, loop.iteration, loop.updates)
+                clock.lap("judge")
             train_policy = not loop.pretraining
 
             # Sample: this rank's share of the iteration's prompts, then everything that is known about the responses.
@@ -248,6 +253,7 @@ def train_ppo(
             bar.step(
                 phase=phase, reward=record["reward/mean"], kl=record["kl/ref"], length=record["response/length"],
                 perplexity=record["policy/perplexity"], samples_per_s=record["throughput/samples_per_s"],
+                **(judge.shown if judge else {}),
             )  # fmt: skip
             last = loop.policy_iterations >= config.iterations
             if last or (config.checkpoint.every and loop.iteration % config.checkpoint.every == 0):
@@ -257,7 +263,10 @@ def train_ppo(
                     "loop": loop.state_dict(ranks.device),
                 }  # fmt: skip
                 run.checkpoint(loop.iteration, parts, config.checkpoint.keep)
-    watch(setup, engine, config, ranks, run, loop)
+    watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
+    if judge:
+        judge.evaluate(engine, loop.iteration, loop.updates)
+        judge.tell()
     finish(setup, config, ranks, run, history)
     return PPOResult(run.path, history, policy, critic, setup.chat_format.tokenizer)
 
@@ -275,37 +284,6 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self.laps, "total": time.perf_counter() - self.start}
-
-
-@torch.no_grad()
-def score(
-    setup: Setup, config: PPOConfig, ranks: Ranks, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion]
-) -> tuple[Experience, dict[str, list[float]]]:
-    """What the frozen models, policy and critic say of the responses; also each reward source by itself."""
-    experience = Experience.from_completions(completions)
-    samples = [
-        Sample(
-            p.messages, setup.chat_format.decode(c.response_ids), c.prompt_ids, c.response_ids, c.finished, p.metadata
-        )
-        for p, c in zip(prompts, completions, strict=True)
-    ]
-    total, by_source = combine(setup.sources, samples)
-    experience.scores = total.float().cpu()
-    temperature = sampling_temperature(config)
-    for rows in token_budget(experience.lengths.tolist(), config.micro_batch_tokens):
-        batch = to_batch(experience.select(rows), ranks.device)
-        index, width = torch.tensor(rows), batch.mask.shape[1]
-        with precision(ranks.device, config.precision):
-            logprobs, entropy, nll = sequence_nll(setup.policy, batch, temperature=temperature)
-            with setup.as_reference() as reference:
-                ref_logprobs, _ = response_logprobs(reference, batch, temperature=temperature)
-            values = response_values(setup.critic, batch)
-        experience.logprobs[index, :width] = logprobs.cpu()
-        experience.entropy[index, :width] = entropy.cpu()
-        experience.ref_logprobs[index, :width] = ref_logprobs.cpu()
-        experience.values[index, :width] = values.cpu()
-        experience.sequence_nll[index] = nll.cpu()
-    return experience, {name: values.tolist() for name, values in by_source.items()}
 
 
 def gather(ranks: Ranks, mine: Experience, total: int) -> Experience:
@@ -347,29 +325,6 @@ def require_finite(numbers: dict[str, float], iteration: int, run: RunDirectory)
         message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
         run.log({"iteration": iteration, "level": "collapse", "message": message}, "alarms.jsonl")
         raise UserError(f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef")
-
-
-def watch(
-    setup: Setup, engine: TransformersEngine, config: PPOConfig, ranks: Ranks, run: RunDirectory, loop: Loop
-) -> None:
-    """Answer the fixed held-out prompts with fixed seeds, and write the answers down with score, KL and length."""
-    if not setup.watch_prompts:
-        return
-    mine = ranks.share(setup.watch_prompts)
-    seeds = ranks.share([sample_seed(config.seed, WATCH_STREAM, i) for i in range(len(setup.watch_prompts))])
-    rows: list[dict[str, Any]] = []
-    if mine:
-        completions = engine.generate([p.ids for p in mine], seeds)
-        experience, _ = score(setup, config, ranks, mine, completions)
-        kl = (experience.logprobs - experience.ref_logprobs).sum(dim=1).tolist()
-        for i, (prompt, completion) in enumerate(zip(mine, completions, strict=True)):
-            rows.append({
-                "iteration": loop.iteration, "update": loop.updates, "prompt": [dict(m) for m in prompt.messages],
-                "response": setup.chat_format.decode(completion.response_ids), "score": experience.scores[i].item(),
-                "kl": kl[i], "length": len(completion.response_ids), "finished": completion.finished,
-            })  # fmt: skip
-    for row in ranks.collect(rows):
-        run.log(row, "samples.jsonl")
 
 
 def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, history: Sequence[dict[str, Any]]) -> None:

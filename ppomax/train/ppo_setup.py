@@ -43,6 +43,12 @@ class EncodedPrompt:
     messages: tuple[Message, ...]
     ids: list[int]
     metadata: dict[str, Any]
+    source: str = "memory"
+
+    @property
+    def category(self) -> str:
+        """What win rates are told apart by."""
+        return str(self.metadata.get("category") or self.source)
 
     @property
     def key(self) -> str:
@@ -62,6 +68,9 @@ class Setup:
     sources: list[RewardSource]
     prompts: list[EncodedPrompt]
     watch_prompts: list[EncodedPrompt]
+    judges: list[RewardSource]
+    """what judges held-out answers; empty: nothing does"""
+    judge_prompts: list[EncodedPrompt]
     ptx: list[tuple[list[int], list[bool]]]
     """ids and trained-token masks"""
 
@@ -99,7 +108,7 @@ def prepare(
         raise UserError("reward: no source is given; name a reward model directory, module:function or an http address")
     tokenizer = check_tokenizer(tokenizer) if tokenizer is not None else load_tokenizer(config.model, trust)
     chat_format = ChatFormat(tokenizer, config.chat_template)
-    training, watched = _prompts(config, chat_format, prompts, ranks)
+    training, held_out = _prompts(config, chat_format, prompts, ranks)
     mixed = _ptx(config, chat_format, ptx, ranks)
 
     if policy is None:
@@ -109,13 +118,16 @@ def prepare(
     policy.config.use_cache = False
     if getattr(policy.config, "ppomax_stage", None) == "base":
         say(ranks, f"warning: {config.model} was never fine-tuned (detail 9): without SFT, PPO usually fails")
-    sources = [
-        make_source(
-            (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=device,
-            precision=config.precision, micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=trust,
-        )
-        for source in (given or config.reward)
-    ]  # fmt: skip
+    sources, judges = (
+        [
+            make_source(
+                (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=device,
+                precision=config.precision, micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=trust,
+            )
+            for source in group
+        ]
+        for group in (given or config.reward, config.watch.judge)
+    )  # fmt: skip
     if critic is None:
         critic = _critic(config, policy, tokenizer, sources, device, trust)
     else:
@@ -131,14 +143,17 @@ def prepare(
     if reference is not None:
         freeze(reference.to(device))
     models = {"policy": policy, "critic": critic, "reference": reference}
-    _fit_contexts(config, tokenizer, models, [*training, *watched], mixed)
+    _fit_contexts(config, tokenizer, models, [*training, *held_out], mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)
     if config.lora is not None:
         policy = add_lora(policy, config.lora, "CAUSAL_LM")
         critic = add_lora(critic, config.lora, "SEQ_CLS")
 
-    return Setup(policy, critic, reference, chat_format, sources, training, watched, mixed)
+    return Setup(
+        policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
+        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed,
+    )  # fmt: skip
 
 
 def _critic(
@@ -215,15 +230,21 @@ def _prompts(
         held_out = sorted(distinct.values(), key=lambda p: unit_hash(p.key, config.split_seed + 1))
     else:
         held_out = encode_prompts(watched, chat_format, config, ranks, "watch.prompts")
-    held_out = held_out[: config.watch.eval_prompts]
+    option = "judge_prompts" if config.watch.judge else "eval_prompts"
+    wanted = max(config.watch.eval_prompts, config.watch.judge_prompts if config.watch.judge else 0)
+    if config.watch.judge and not held_out:
+        raise UserError(
+            f"watch.prompts: none is left to be judged; raise max_prompt_length = {config.max_prompt_length}"
+        )
+    held_out = held_out[:wanted]
     keys = {p.key for p in held_out}
     kept = [p for p in training if p.key not in keys]
     if not kept:
         remedy = "lower it, or name held-out prompts in watch.prompts" if training else "raise max_prompt_length"
         raise UserError(
             f"prompts: none is left to train on: of {len(records)}, {len(records) - len(training)} are over "
-            f"max_prompt_length = {config.max_prompt_length} and {len(training)} are held out by watch.eval_prompts = "
-            f"{config.watch.eval_prompts}; {remedy}"
+            f"max_prompt_length = {config.max_prompt_length} and {len(training)} are held out by watch.{option} = "
+            f"{getattr(config.watch, option)}; {remedy}"
         )
     say(
         ranks,
@@ -247,7 +268,7 @@ def encode_prompts(
                 continue
             head = ids[:1] if ids[0] == chat_format.bos_id else []
             ids = head + ids[len(ids) - config.max_prompt_length + len(head) :]
-        kept.append(EncodedPrompt(tuple(record.messages), ids, dict(record.metadata)))
+        kept.append(EncodedPrompt(tuple(record.messages), ids, dict(record.metadata), record.source))
     if overlong:
         did = "dropped" if config.overlong == "drop" else "cut from the left"
         say(

@@ -1,0 +1,200 @@
+"""Fixed held-out prompts, answered as training goes on: shown in samples.jsonl, and judged against the reference's answers.
+
+Random numbers are common to all times: prompt i has the same seed at every evaluation, so that what differs between two
+of them comes from the weights, and curves are smooth. The reference's own answers have seeds of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ppomax.config import PPOConfig
+from ppomax.errors import UserError
+from ppomax.evaluate.live import Baseline, JudgedAnswer, evaluation_numbers
+from ppomax.models.loading import save_final
+from ppomax.rl.rewards import kl_estimate
+from ppomax.rollout.engine import sample_seed
+from ppomax.rollout.reward_sources import combine
+from ppomax.rollout.transformers_engine import TransformersEngine
+from ppomax.train.checkpoint import write_atomic
+from ppomax.train.parallel import Ranks
+from ppomax.train.ppo_score import score, to_samples
+from ppomax.train.ppo_setup import Setup, say
+from ppomax.train.progress import ProgressLine
+from ppomax.train.run import RunDirectory, plain
+
+WATCH_STREAM = 10**9
+"""keeps the seeds of watched samples apart from those of training samples"""
+BASELINE_STREAM = WATCH_STREAM + 1
+"""and those of the reference's answers from both"""
+FILE = "evaluations.jsonl"
+
+
+def watch(
+    setup: Setup, engine: TransformersEngine, config: PPOConfig, ranks: Ranks, run: RunDirectory, iteration: int, update: int
+) -> None:  # fmt: skip
+    """Answer the fixed held-out prompts with fixed seeds, and write the answers down with score, KL and length."""
+    if not setup.watch_prompts:
+        return
+    mine = ranks.share(setup.watch_prompts)
+    seeds = ranks.share([sample_seed(config.seed, WATCH_STREAM, i) for i in range(len(setup.watch_prompts))])
+    rows: list[dict[str, Any]] = []
+    if mine:
+        completions = engine.generate([p.ids for p in mine], seeds)
+        experience, _ = score(setup, config, ranks, mine, completions)
+        kl = (experience.logprobs - experience.ref_logprobs).sum(dim=1).tolist()
+        for i, (prompt, completion) in enumerate(zip(mine, completions, strict=True)):
+            rows.append({
+                "iteration": iteration, "update": update, "prompt": [dict(m) for m in prompt.messages],
+                "response": setup.chat_format.decode(completion.response_ids), "score": experience.scores[i].item(),
+                "kl": kl[i], "length": len(completion.response_ids), "finished": completion.finished,
+            })  # fmt: skip
+    for row in ranks.collect(rows):
+        run.log(row, "samples.jsonl")
+
+
+class LiveJudge:
+    """Judges the policy against the reference at intervals (RUN/evaluations.jsonl) and keeps the best one (RUN/best).
+
+    The reference's answers are drawn once and kept in RUN/judge/BASELINE.jsonl; a resumed run reads them again, and
+    forgets evaluations at or after the ``iteration`` at which it goes on.
+    """
+
+    def __init__(self, setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, iteration: int) -> None:
+        self.setup, self.config, self.ranks, self.run = setup, config, ranks, run
+        self.prompts = setup.judge_prompts
+        self.categories = [p.category for p in self.prompts]
+        self.lines = [line for line in run.read(FILE) if line["iteration"] < iteration]
+        self.best = _best_before(run.path / "best" / "best.json", iteration)
+        self.baselines: dict[str, Baseline] = {
+            name: self._baseline(name) for name in dict.fromkeys(config.watch.baselines)
+        }
+
+    @property
+    def shown(self) -> dict[str, float]:
+        """The latest win rate for the progress line, once there is one."""
+        return {"win_rate": self.lines[-1]["eval/win_rate"]} if self.lines else {}
+
+    def evaluate(self, engine: TransformersEngine, iteration: int, update: int) -> None:
+        """Draw, judge and compare the policy's answers; one more line, and perhaps a new best policy."""
+        answers = self.ranks.collect(self._answers(engine))
+        numbers = evaluation_numbers(answers, self.baselines, self.categories, self.config.watch.tie_band)
+        line = {"iteration": iteration, "update": update, **numbers}
+        self.lines.append(line)
+        # written anew as a whole: no half line, and none of a life that was killed
+        self.run.write(FILE, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in self.lines))
+        win_rate = numbers["eval/win_rate"]
+        if self.config.watch.keep_best and (self.best is None or win_rate > self.best):
+            self.best = win_rate
+            if self.ranks.is_main:
+                self._keep(line)
+
+    def _answers(self, engine: TransformersEngine) -> list[JudgedAnswer]:
+        """This rank's share."""
+        mine = self.ranks.share(self.prompts)
+        if not mine:
+            return []
+        seeds = [sample_seed(self.config.seed, WATCH_STREAM, i) for i in range(len(self.prompts))]
+        completions = engine.generate([p.ids for p in mine], self.ranks.share(seeds))
+        experience, _ = score(self.setup, self.config, self.ranks, mine, completions)
+        samples = to_samples(self.setup, mine, completions)
+        judged = combine(self.setup.judges, samples)[0].tolist()
+        logprobs, ref_logprobs = experience.logprobs.double(), experience.ref_logprobs.double()
+        sums = [  # tensors are 0 outside the response, and so are the estimates
+            values.sum(dim=1).tolist()
+            for values in (
+                kl_estimate(logprobs, ref_logprobs, "k1"), kl_estimate(logprobs, ref_logprobs, "k3"), -logprobs,
+                experience.entropy.double(),
+            )
+        ]  # fmt: skip
+        rewards = experience.scores.tolist()
+        return [
+            JudgedAnswer(
+                s.response, tuple(s.response_ids), s.finished, judged[i], rewards[i], *(values[i] for values in sums)
+            )
+            for i, s in enumerate(samples)
+        ]
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        """RUN/best: a model directory such as final/, and what makes it the best."""
+        folder, rate = self.run.path / "best", line["eval/win_rate"]
+        card = (
+            "---\nlibrary_name: transformers\ntags: [ppomax, rlhf, ppo]\n---\n\n# PPO policy, best by the judge\n\n"
+            f"Iteration {line['iteration']} of a run from `{self.config.model}`: judged win rate {rate:.3f} (standard error "
+            f"{line['eval/win_rate_se']:.3f}) against its start's answers to {len(self.prompts)} held-out prompts. The "
+            "highest of several noisy rates is a little too high.\n"
+        )
+        save_final(self.setup.policy, self.setup.chat_format.tokenizer, folder, stage="ppo", card=card)
+        about = {"ppomax_win_rate": rate, "iteration": line["iteration"], "update": line["update"]}
+        write_atomic(folder / "best.json", json.dumps(about) + "\n")
+
+    def _baseline(self, name: str) -> Baseline:
+        file = self.run.path / "judge" / f"{name}.jsonl"
+        rows = self._kept(file)
+        self.ranks.barrier()  # all ranks have looked before the main one writes
+        if rows is None:
+            rows = self.ranks.collect(self._draw(name))
+            if self.ranks.is_main:
+                file.parent.mkdir(exist_ok=True)
+                write_atomic(file, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))
+        return Baseline(tuple(row["score"] for row in rows), tuple(row["reward"] for row in rows))
+
+    def _kept(self, file: Path) -> list[dict[str, Any]] | None:
+        """The reference's answers as an earlier life of the run wrote them."""
+        if not file.exists():
+            return None
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        if [row["prompt"] for row in rows] != [list(p.messages) for p in self.prompts]:
+            raise UserError(f"{file}: answers other prompts than this run's held-out ones: use another output_dir")
+        return rows
+
+    def _draw(self, name: str) -> list[dict[str, Any]]:
+        """This rank's share of the reference's answers, scored by the judge and by the training reward."""
+        sampling = self.config.sampling
+        if name == "greedy":
+            sampling = sampling.model_copy(update={"temperature": 0.0})
+        mine = self.ranks.share(list(enumerate(self.prompts)))
+        rows: list[dict[str, Any]] = []
+        bf16 = self.config.precision == "bf16"
+        label = f"{name} answers of the reference"
+        with (
+            self.setup.as_reference() as reference,
+            ProgressLine(label, len(mine), quiet=not self.ranks.is_main) as bar,
+        ):
+            engine = TransformersEngine(reference, self.setup.chat_format, sampling, bf16=bf16)
+            for start in range(0, len(mine), 2 * sampling.batch_size):
+                part = mine[start : start + 2 * sampling.batch_size]
+                seeds = [sample_seed(self.config.seed, BASELINE_STREAM, i) for i, _ in part]
+                prompts = [prompt for _, prompt in part]
+                completions = engine.generate([p.ids for p in prompts], seeds)
+                samples = to_samples(self.setup, prompts, completions)
+                judged, rewards = (combine(s, samples)[0].tolist() for s in (self.setup.judges, self.setup.sources))
+                rows += [
+                    {
+                        "prompt": [dict(m) for m in p.messages], "response": s.response, "score": judged[i],
+                        "reward": rewards[i], "length": len(s.response_ids), "finished": s.finished, "category": p.category,
+                    }
+                    for i, (p, s) in enumerate(zip(prompts, samples, strict=True))
+                ]  # fmt: skip
+                bar.step(len(part), score=sum(r["score"] for r in rows) / len(rows))
+        return rows
+
+    def tell(self) -> None:
+        """The last evaluation in words."""
+        last = self.lines[-1]
+        say(
+            self.ranks,
+            f"judged win rate {last['eval/win_rate']:.3f} (standard error {last['eval/win_rate_se']:.3f}) against the "
+            f"start's {next(iter(self.baselines))} answers to {len(self.prompts)} held-out prompts"
+            + (f"; best {self.best:.3f}, kept in {self.run.path / 'best'}" if self.best is not None else ""),
+        )
+
+
+def _best_before(file: Path, iteration: int) -> float | None:
+    """Win rate of the policy that is kept, unless a resumed run will come by its iteration again."""
+    if not file.exists():
+        return None
+    about = json.loads(file.read_text(encoding="utf-8"))
+    return float(about["ppomax_win_rate"]) if about["iteration"] < iteration else None
