@@ -1,0 +1,107 @@
+"""Curves and small samples: smoothing, onset of a collapse, turns of a monitor, intervals over seeds.
+
+Seeds are the independent units of every claim. Intervals of means are Student's t at 95% over seeds (paired by seed where
+two arms are compared: they share the start); with one seed there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from ppomax.lab.results import Result
+from ppomax.report.figures import running_mean
+
+Floats = NDArray[np.float64]
+SMOOTH = 3
+"""evaluations of a running mean"""
+FIRST = 8
+"""evaluations from which a monitor's band is worked out"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95% t interval; (nan, nan) with fewer than two."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < 2:
+            return f"{self.mean:.3g}"
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean over seeds and its 95% t interval."""
+    x = np.asarray([v for v in values if math.isfinite(v)], dtype=np.float64)
+    if len(x) == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    mean = float(x.mean())
+    if len(x) == 1:
+        return Estimate(mean, math.nan, math.nan, 1)
+    half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return Estimate(mean, mean - half, mean + half, len(x))
+
+
+def curve(result: Result, name: str) -> tuple[list[int], list[float]]:
+    """(policy updates, values) of an ``eval/...`` number, or of a training metric (policy phase only)."""
+    rows = result.evaluations if name.startswith("eval/") else [m for m in result.metrics if m["phase"] != "critic"]
+    kept = [(r["update"], r[name]) for r in rows if isinstance(r.get(name), int | float) and math.isfinite(r[name])]
+    return [int(u) for u, _ in kept], [float(v) for _, v in kept]
+
+
+def smooth(values: Sequence[float], window: int = SMOOTH) -> list[float]:
+    """Running mean over ``window`` evaluations, fewer at the ends; the first value, before any training, stays itself."""
+    return [values[0], *running_mean(values[1:], window)] if values else []
+
+
+def end(values: Sequence[float], window: int = SMOOTH) -> float:
+    """Mean of the last ``window`` values."""
+    return float(np.mean(values[-window:])) if values else math.nan
+
+
+def peak(values: Sequence[float]) -> float:
+    """The largest smoothed value."""
+    return max(smooth(values), default=math.nan)
+
+
+def onset(updates: Sequence[int], values: Sequence[float], drop: float) -> int:
+    """First update from which the smoothed curve stays ``drop`` below its best so far; the last update if it never does."""
+    s = smooth(values)
+    best = np.maximum.accumulate(s) if s else np.zeros(0)
+    fallen = [b - v >= drop for b, v in zip(best, s, strict=True)]
+    for i in range(len(s)):
+        if all(fallen[i:]):
+            return updates[i]
+    return updates[-1] if updates else 0
+
+
+def turn(updates: Sequence[int], values: Sequence[float], first: int = FIRST, width: float = 3.0) -> int | None:
+    """The update at which a monitor turns; None where it does not, or has too few values.
+
+    The band: a line through the first ``first`` values by Theil and Sen (median of the slopes between them), since KL
+    and reward rise from the start; ``width`` robust standard deviations (1.4826 times the median absolute residual), but
+    at least 5% of the median level, on either side. The monitor turns where it is outside in two successive evaluations.
+    """
+    if len(values) < first + 2:
+        return None
+    x, y = np.asarray(updates, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    i, j = np.triu_indices(first, 1)
+    slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
+    level = float(np.median(y[:first] - slope * x[:first]))
+    residuals = y - (level + slope * x)
+    spread = 1.4826 * float(np.median(np.abs(residuals[:first])))
+    band = max(width * spread, 0.05 * abs(float(np.median(y[:first]))), 1e-9)
+    outside = np.abs(residuals) > band
+    for k in range(first, len(y) - 1):
+        if outside[k] and outside[k + 1]:
+            return int(x[k])
+    return None

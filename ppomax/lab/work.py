@@ -1,0 +1,145 @@
+"""One job of the lab in a process of its own: a start, or a run with its last evaluation and its result file.
+
+    python -m ppomax.lab.work JOB.json
+
+A job that another process is at work on is refused. A killed one goes on where it stopped when it is started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ppomax import __version__
+from ppomax.errors import UserError
+from ppomax.train.checkpoint import write_atomic
+
+FACTS = {"reward": "evaluation.json", "world": "world.json"}
+"""kind of stage -> the file whose numbers go into the header"""
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a lock for the life of the process; a UserError where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{path}: another process is at work on this; wait for it or stop it") from None
+        yield
+
+
+def make_start(job: Mapping[str, Any]) -> None:
+    """Make the stages of one or several seeds by ``ppomax run``."""
+    from ppomax.pipeline import run_pipeline
+
+    for root, pipeline in job["pipelines"].items():
+        folder = Path(root)
+        with only_one(folder / ".lock"):
+            file = folder / f"{job['name']}.yaml"
+            write_atomic(file, yaml.safe_dump(pipeline, sort_keys=False, allow_unicode=True, width=120))
+            run_pipeline(str(file))
+
+
+def make_run(job: Mapping[str, Any]) -> None:
+    """Train, evaluate, write the result, and remove the weights unless they are to be kept."""
+    from ppomax.config import PPOConfig
+    from ppomax.lab.endpoint import run_endpoint
+    from ppomax.lab.results import thin, write_result
+    from ppomax.options import from_mapping
+    from ppomax.train.ppo import train_ppo
+
+    folder = Path(job["folder"])
+    with only_one(folder.with_name(f".{folder.name}.lock")):
+        config = from_mapping(PPOConfig, {**job["settings"], "output_dir": str(folder)}, origin=job["name"])
+        began = time.monotonic()
+        if not (folder / "final" / "config.json").exists():
+            train_ppo(config, resume=(folder / "config.yaml").exists())
+        rows = _lines(folder / "metrics.jsonl")
+        trained = time.monotonic() - began
+        began = time.monotonic()
+        endpoint_file = folder / "endpoint.json"
+        if endpoint_file.exists():
+            endpoint = json.loads(endpoint_file.read_text(encoding="utf-8"))
+        else:
+            endpoint = run_endpoint(config, job["endpoint"], folder / "final", Path(job["memory"]))
+            write_atomic(endpoint_file, json.dumps(endpoint) + "\n")
+        seconds = {
+            # what the iterations took, all lives of the run together; the rest is loading and judging
+            "iterations": round(sum(r.get("time/total", 0.0) for r in rows), 1),
+            "training": round(trained, 1), "endpoint": round(time.monotonic() - began, 1),
+        }  # fmt: skip
+        header = {**job["header"], "start": start_facts(job), "seconds": seconds, "machine": machine(config.device)}
+        write_result(Path(job["result"]), header, _lines(folder / "evaluations.jsonl"), thin(rows), endpoint)
+        if not job["keep"]:
+            for part in ("checkpoints", "final", "best"):
+                shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def start_facts(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage -> what is worth knowing of it: accuracy of a reward model, annotators and world of the data."""
+    found: dict[str, Any] = {}
+    for name, (kind, place) in job["stages"].items():
+        file = Path(place) / FACTS.get(kind, "-")
+        if not file.is_file():
+            continue
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if kind == "world":
+            found[name] = {k: facts[k] for k in ("version", "hash", "name", "annotators", "samples") if k in facts}
+        else:
+            overall = facts.get("held_out", {}).get("overall", {}).get("model", {})
+            found[name] = {k: overall[k] for k in ("accuracy", "interval", "n") if k in overall}
+    return found
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where and with what it ran."""
+    import torch
+    import transformers
+
+    from ppomax.train.parallel import pick_device
+
+    chosen = pick_device(device)
+    return {
+        "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu", "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "ppomax": __version__, "torch": torch.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def main(words: list[str]) -> int:
+    """0, or 2 with one line for a mistake, or 1 with one line (and the traceback above it) for anything else."""
+    try:
+        job = json.loads(Path(words[0]).read_text(encoding="utf-8"))
+        make_start(job) if job["kind"] == "start" else make_run(job)
+    except UserError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # one failed run must not stop the others: whoever reads the log sees it all
+        import traceback
+
+        traceback.print_exc()
+        print(f"lab: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
