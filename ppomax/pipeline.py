@@ -67,7 +67,6 @@ KINDS: dict[str, Kind] = {
         "ppomax.commands.generate:GenerateConfig",
         "ppomax.commands.generate:generate_stage",
         "answers.jsonl",
-        on_all_ranks=False,
         proof=None,
         place="out",
     ),

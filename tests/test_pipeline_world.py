@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,3 +217,36 @@ def test_the_pipeline_says_where_stages_write(copy: Path) -> None:
     Path("p.yaml").write_text(text.replace("{name: t3, kind: generate,", "{name: t3, kind: generate, out: x.jsonl,"))
     with pytest.raises(UserError, match=r"p.yaml:9: out: this stage writes to run/t3/answers.jsonl; leave it out"):
         read_pipeline("p.yaml")
+
+
+def test_two_ranks_give_what_one_gives(copy: Path, finished: Path) -> None:
+    sampling = "sampling: {max_new_tokens: 8, batch_size: 2}"
+    Path("two.yaml").write_text(f"""\
+output_dir: two
+defaults: {{device: cpu}}
+stages:
+  - {{name: t8, kind: generate, model: run/sft/final, prompts: run/world/prompts_train.jsonl, {sampling}}}
+  - {{name: exam, kind: exam, models: [run/sft/final, run/ppo/final], data: run/world/exam.jsonl, per_subject: 1}}
+""")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "ppomax", "run", "two.yaml"]
+    base = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [subprocess.Popen(command, env=base | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    run = finished / "run"
+    assert Path("two/t8/answers.jsonl").read_bytes() == (run / "t8" / "answers.jsonl").read_bytes()
+    one, two = (
+        [json.loads(line) for line in (folder / "exam" / "items.jsonl").read_text().splitlines()]
+        for folder in (run, Path("two"))
+    )
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.pop("loglikelihood") == pytest.approx(b.pop("loglikelihood"), abs=1e-4)
+        assert a == b

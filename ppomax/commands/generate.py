@@ -56,7 +56,10 @@ def context_of(model: Any, default: int = 4096) -> int:
 
 
 def generate(config: GenerateConfig, *, resume: bool = False) -> int:
-    """Write the answers, some batches at a time; returns how many lines the file has."""
+    """Write the answers, some batches at a time; returns how many lines the file has.
+
+    The ranks of torchrun each draw a share; the file is the same for any number of them.
+    """
     out = Path(config.out).expanduser()
     if out.exists() and not resume:
         raise UserError(f"{out} already exists: choose another file, or add --resume to go on with it")
@@ -68,14 +71,20 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
     from ppomax.models.loading import load_causal_lm, load_tokenizer
     from ppomax.rollout.engine import sample_seed
     from ppomax.rollout.transformers_engine import TransformersEngine
-    from ppomax.train.parallel import pick_device
+    from ppomax.train.parallel import join
     from ppomax.train.progress import ProgressLine
+
+    ranks = join(config.device)
+
+    def say(line: str) -> None:
+        if ranks.is_main:
+            print(line, file=sys.stderr)
 
     records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
     for line in report.lines():
-        print(line, file=sys.stderr)
+        say(line)
     chat_format = ChatFormat(load_tokenizer(config.model, config.trust_remote_code), config.chat_template)
-    model = load_causal_lm(config.model, pick_device(config.device), config.trust_remote_code)
+    model = load_causal_lm(config.model, ranks.device, config.trust_remote_code)
 
     room = context_of(model)
     longest = min(config.max_prompt_length or room // 2, room - 1)
@@ -93,36 +102,44 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
         encoded.append((messages, ids))
     if over:
         done = "dropped" if config.overlong == "drop" else "cut at the left"
-        print(f"{over} prompts longer than {longest} tokens: {done}", file=sys.stderr)
+        say(f"{over} prompts longer than {longest} tokens: {done}")
     if not encoded:
         raise UserError(f"no prompts left: all are longer than {longest} tokens; raise max_prompt_length")
     limit = min(config.sampling.max_new_tokens, room - max(len(ids) for _, ids in encoded))
     if limit < config.sampling.max_new_tokens:
-        print(f"the context of {room} tokens leaves {limit} new tokens an answer", file=sys.stderr)
+        say(f"the context of {room} tokens leaves {limit} new tokens an answer")
     sampling = config.sampling.model_copy(update={"max_new_tokens": limit})
     engine = TransformersEngine(model, chat_format, sampling, bf16=config.precision == "bf16")
 
     each = sampling.samples_per_prompt
     jobs = [(messages, ids, k) for messages, ids in encoded for k in range(each)]
-    start = _answered(out, [messages for messages, _, _ in jobs]) if resume else 0
-    chunk = CHUNK * sampling.batch_size
-    with ProgressLine("generate", len(jobs), done=start) as bar, out.open("a", encoding="utf-8") as file:
+    start = _answered(out, [messages for messages, _, _ in jobs]) if resume and ranks.is_main else 0
+    start = ranks.collect([start])[0]  # the main rank has looked, and cut the file
+    chunk = CHUNK * sampling.batch_size * ranks.size
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(ProgressLine("generate", len(jobs), done=start, quiet=not ranks.is_main))
+        file = stack.enter_context(out.open("a", encoding="utf-8")) if ranks.is_main else None
         for first in range(start, len(jobs), chunk):
-            part = jobs[first : first + chunk]
-            seeds = [sample_seed(config.seed, first + i) for i in range(len(part))]
-            for (messages, _, _), seed, completion in zip(
-                part, seeds, engine.generate([ids for _, ids, _ in part], seeds), strict=True
-            ):
-                record_out = {
-                    "prompt": messages,
+            part = range(first, min(first + chunk, len(jobs)))
+            mine = ranks.share(part)
+            seeds = [sample_seed(config.seed, i) for i in mine]
+            rows = [
+                {
+                    "prompt": jobs[i][0],
                     "response": chat_format.decode(completion.response_ids),
                     "finished": completion.finished,
                     "tokens": len(completion.response_ids),
                     "seed": seed,
                     "model": config.model,
                 }
-                file.write(json.dumps(record_out, ensure_ascii=False) + "\n")
-            file.flush()
+                for i, seed, completion in zip(
+                    mine, seeds, engine.generate([jobs[i][1] for i in mine], seeds), strict=True
+                )
+            ]
+            rows = ranks.collect(rows)
+            if file is not None:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.flush()
             bar.step(len(part))
     return len(jobs)
 
@@ -130,18 +147,23 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
 def generate_stage(config: GenerateConfig, *, resume: bool = False) -> int:
     """`generate` in a folder of its own, with its settings beside the answers: a stage of a pipeline."""
     from ppomax.train.checkpoint import write_atomic
+    from ppomax.train.parallel import join
 
     folder = Path(config.out).expanduser().parent
     left = [f.name for f in folder.iterdir() if f.name != ".config.yaml.part"] if folder.is_dir() else []
     if left and not resume:
         raise UserError(f"{folder} is not empty and holds no answers of this pipeline: remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.yaml", dump_yaml(config))
+    ranks = join(config.device)
+    ranks.barrier()  # all ranks have looked before the main one writes
+    if ranks.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.yaml", dump_yaml(config))
+    ranks.barrier()
     try:
         return generate(config, resume=resume)
     except UserError:
-        if not Path(config.out).expanduser().exists():  # the corrected settings can be given at once
-            (folder / "config.yaml").unlink()
+        if ranks.is_main and not Path(config.out).expanduser().exists():  # the corrected settings can be given at once
+            (folder / "config.yaml").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else lives there
                 folder.rmdir()
         raise
