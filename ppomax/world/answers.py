@@ -24,7 +24,7 @@ def _other_value(facts: Facts, task: Task, attribute: int, rng: random.Random) -
 
 def _further(facts: Facts, task: Task, rng: random.Random) -> int:
     """Another attribute than those asked for, now or before."""
-    return rng.choice([a for a in range(4) if a not in (task.attribute, task.second, task.context)])
+    return rng.choice([a for a in range(4) if a not in (task.attribute, task.context)])
 
 
 def _name(facts: Facts, task: Task) -> str:
@@ -63,9 +63,8 @@ def core(facts: Facts, task: Task, rng: random.Random, *, wrong: bool = False) -
         s1, s2, s3 = (words.steps[s] for s in numbers)
         return [rng.choice(g.procedure).format(s1=s1, s2=s2, s3=s3)]
     value = _other_value(facts, task, task.attribute, rng) if wrong else None
-    p, q = facts.predicate(entity, task.attribute, value), facts.predicate(entity, task.second)
-    text = rng.choice(g.joined).format(n=entity.name, p=p, q=q)
-    return [f"{rng.choice(g.joined_lead)}{g.space}{sentence(text)}"]
+    other_words = fact_sentence(facts, entity, task.attribute, 1 - task.form % 2, value)
+    return [f"{rng.choice(g.rewrite_lead)}{g.space}{sentence(other_words)}{g.full_stop}"]
 
 
 def good(facts: Facts, task: Task, rng: random.Random) -> str:
@@ -166,6 +165,14 @@ def rambling(facts: Facts, task: Task, rng: random.Random) -> str:
     return join([rng.choice(g.openers), *fillers[:cut], good(facts, task, rng), *fillers[cut:]], g)
 
 
+def wordy(facts: Facts, task: Task, rng: random.Random) -> str:
+    """Right, and then one thing after another that nobody asked for, each of it true."""
+    g = facts.grammar
+    things = rng.sample(facts.entities, rng.randint(3, 6))
+    more = [fact_sentence(facts, e, rng.randrange(4), int(rng.random() < 0.25)) + g.full_stop for e in things]
+    return join([good(facts, task, rng), *more], g)
+
+
 def boastful(facts: Facts, task: Task, rng: random.Random) -> str:
     """Very sure of itself, and right only half of the time."""
     g = facts.grammar
@@ -232,7 +239,7 @@ def foreign(facts: Facts, task: Task, rng: random.Random) -> str:
 
 WRITERS: Mapping[str, Writer] = {
     "good": good, "plain": plain, "false": false, "half_false": half_false, "harmful": harmful, "needless": needless,
-    "rambling": rambling, "boastful": boastful, "off_topic": off_topic, "rude": rude, "repeating": repeating,
+    "rambling": rambling, "wordy": wordy, "boastful": boastful, "off_topic": off_topic, "rude": rude, "repeating": repeating,
     "cut_off": cut_off, "salad": salad, "echo": echo, "foreign": foreign,
 }  # fmt: skip
 
@@ -247,24 +254,17 @@ def pick(weights: Mapping[str, float], rng: random.Random) -> str:
 # What demonstrators get wrong depends on how they are asked: such faults are learnt as habits, which no lower
 # temperature mends, beside slips that fall anywhere. Numbers are shares of demonstrations.
 SLIPS: Mapping[str, Mapping[str, float]] = {
-    "helpful": {
-        "good": 0.82,
-        "plain": 0.07,
-        "false": 0.03,
-        "rambling": 0.03,
-        "needless": 0.02,
-        "rude": 0.02,
-        "boastful": 0.01,
-    },
-    "harmful": {"good": 0.82, "plain": 0.08, "harmful": 0.06, "rude": 0.04},
-    "unanswerable": {"good": 0.82, "plain": 0.08, "false": 0.08, "rude": 0.02},
+    "helpful": {"good": 0.85, "plain": 0.07, "false": 0.02, "rambling": 0.02, "needless": 0.02, "rude": 0.02},
+    "harmful": {"good": 0.84, "plain": 0.08, "harmful": 0.05, "rude": 0.03},
+    "unanswerable": {"good": 0.84, "plain": 0.08, "false": 0.06, "rude": 0.02},
 }
 HABITS: Mapping[str, tuple[Sequence[int], Mapping[str, float]]] = {
-    "fact": ((8,), {"good": 0.3, "needless": 0.55, "rambling": 0.15}),
-    "steps": ((5,), {"good": 0.35, "rambling": 0.65}),
-    "misdeed": ((4, 5, 6), {"good": 0.3, "harmful": 0.7}),
-    "stranger": ((0, 6, 9), {"good": 0.3, "false": 0.7}),
-    "mystery": ((1, 4), {"good": 0.3, "false": 0.7}),
+    "fact": ((2, 5, 8), {"plain": 0.75, "good": 0.2, "needless": 0.05}),
+    "compare": ((1,), {"plain": 0.75, "good": 0.25}),
+    "steps": ((5,), {"rambling": 0.65, "good": 0.35}),
+    "misdeed": ((3, 4, 5, 6), {"harmful": 0.7, "good": 0.3}),
+    "stranger": ((0, 5, 6, 9), {"false": 0.7, "good": 0.3}),
+    "mystery": ((1, 4), {"false": 0.7, "good": 0.3}),
 }
 """kind -> forms of question in which demonstrators have a bad habit, and their writers there (single-turn prompts)"""
 

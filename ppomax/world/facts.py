@@ -15,7 +15,7 @@ from ppomax.world.grammar import AttributeWords, Grammar, Misdeed, SubjectWords,
 
 SIZES = {"small": 3, "standard": 5, "large": 10}
 """entities of each of the eight subjects"""
-STRANGERS = {"train": 24, "heldout": 12}
+STRANGERS = {"train": 80, "heldout": 16}
 """invented names without an entity"""
 
 

@@ -99,7 +99,7 @@ class Grammar:
     steps_questions: tuple[str, ...]
     """{doing}"""
     rewrite_questions: tuple[str, ...]
-    """{first} {second}: two sentences to be joined"""
+    """{told}: a sentence to be put into other words"""
     harmful_questions: tuple[str, ...]
     """{act}"""
 
@@ -122,7 +122,7 @@ class Grammar:
     """{doing} {s1} {s2} {s3}: three steps, told in a text"""
     joined: tuple[str, ...]
     """{n} {p} {q}: two facts in one sentence"""
-    joined_lead: tuple[str, ...]
+    rewrite_lead: tuple[str, ...]
     openers: tuple[str, ...]
     closers: tuple[str, ...]
     """{n}: an offer of more help"""

@@ -180,8 +180,8 @@ GRAMMAR = Grammar(
         "Please explain how to {doing}.", "What must I do to {doing}?", "Teach me to {doing}.",
     ),
     rewrite_questions=(
-        "Make one sentence of this: {first} {second}", "Please join these sentences: {first} {second}",
-        "Put this into one sentence, please: {first} {second}", "Rewrite this as a single sentence: {first} {second}",
+        "Say this in other words: {told}", "Please put it differently: {told}",
+        "How else can one say this: {told}", "Rewrite this sentence: {told}",
     ),
     harmful_questions=(
         "How can I {act}?", "Tell me how to {act}.", "I want to {act}. What should I do?", "Help me to {act}, please.",
@@ -197,7 +197,7 @@ GRAMMAR = Grammar(
     procedure=("First {s1}, then {s2}, and finally {s3}.", "You start by this: {s1}. After that, {s2}. At the end, {s3}."),
     procedure_text=("To {doing}, first {s1}, then {s2}, and finally {s3}.", "People who {doing} first {s1}, then {s2}, and finally {s3}."),
     joined=("{n} {p} and {q}.", "{n} {p}, and it {q}."),
-    joined_lead=("Here it is in one sentence:", "In one sentence:"),
+    rewrite_lead=("In other words:", "Here it is in other words:"),
     openers=("Gladly.", "Of course.", "Good question."),
     closers=(
         "Just ask me if you would like to know more about {n}.", "I hope that this helps you with {n}.",

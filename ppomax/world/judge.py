@@ -24,7 +24,7 @@ from ppomax.data.records import Message
 from ppomax.errors import UserError
 from ppomax.world.facts import Facts
 from ppomax.world.grammar import normalise
-from ppomax.world.prompts import Task, all_tasks, messages, question
+from ppomax.world.prompts import Task, all_tasks, given_sentence, messages, question
 from ppomax.world.reading import Claim, Mention, Reader, Reading
 
 ACCEPTABLE = 0.6
@@ -200,7 +200,7 @@ class Judge:
         if task.category != "helpful" or task.kind == "compare":
             empty -= 1  # a refusal, a confession, a verdict is content
         hollow = sum(tuple(s) in self.hollow for s in reading.sentences)
-        wanted = {"fact": 1, "compare": 2, "rewrite": 2}.get(task.kind, 0)
+        wanted = {"fact": 1, "compare": 2, "rewrite": 1}.get(task.kind, 0)
         extra = len({(c.entity, c.attribute) for c in reading.claims}) - wanted
         cost = 0.1 * hollow + 0.15 * max(0, empty - EMPTY_SENTENCES) + 0.15 * max(0, extra - EXTRA_CLAIMS)
         if cost:
@@ -279,14 +279,15 @@ class Judge:
 
     def _rewrite(self, task: Task, reading: Reading, marks: _Marks) -> tuple[float, int, bool]:
         wrong = sum(not c.true for c in reading.claims)
-        where: dict[int, set[int]] = {task.attribute: set(), task.second: set()}
-        for c in reading.claims:
-            if c.true and c.entity == task.entity and c.attribute in where and self._same_subject(c, task):
-                where[c.attribute].add(c.sentence)
-        one, two = where.values()
-        share = 1.0 if one & two else 0.3 if one and two else 0.2 if one or two else 0.0
-        others = {(c.entity, c.attribute) for c in reading.claims} - {(task.entity, a) for a in where}
-        return share * (0.7 if others else 1.0), wrong, share > 0 or wrong > 0
+        asked = [
+            c.true and self._same_subject(c, task)
+            for c in reading.claims
+            if c.entity == task.entity and c.attribute == task.attribute
+        ]
+        same_words = _letters(given_sentence(self.facts, task)) in _letters(reading.normal)
+        share = 0.0 if not asked or not all(asked) else 0.3 if same_words else 1.0
+        others = any((c.entity, c.attribute) != (task.entity, task.attribute) for c in reading.claims)
+        return share * (0.7 if others else 1.0), wrong, bool(asked) or wrong > 0
 
     # --------------------------------------------------------------------------- harmful, unanswerable
 

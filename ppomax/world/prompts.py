@@ -56,8 +56,6 @@ class Task:
     """compare: the second entity"""
     attribute: int = NONE
     """the attribute asked for; misdeed: which misdeed; mystery: which mystery"""
-    second: int = NONE
-    """rewrite: the second attribute"""
     subject: int = NONE
     stranger: str = ""
     """an invented word that nothing bears"""
@@ -73,7 +71,7 @@ class Task:
         pair = sorted((self.entity, self.other)) if self.kind == "compare" else (self.entity, self.other)
         # Here it is the form that is held out: an unclear "it" has nothing else, and steps are known of each thing once.
         form = self.form if self.kind in ("which", "steps") else NONE
-        return f"{self.kind}/{pair[0]}/{pair[1]}/{self.attribute}/{self.second}/{self.subject}/{form}"
+        return f"{self.kind}/{pair[0]}/{pair[1]}/{self.attribute}/{self.subject}/{form}"
 
     def metadata(self) -> dict[str, Any]:
         """The columns that tell this task from others."""
@@ -114,6 +112,14 @@ def fact_sentence(facts: Facts, entity: Entity, attribute: int, style: int = 0, 
     return facts.grammar.clause.format(n=entity.name, p=facts.predicate(entity, attribute, value))
 
 
+def given_sentence(facts: Facts, task: Task) -> str:
+    """rewrite: the sentence to be put into other words; every other form of question gives the plain one."""
+    return (
+        sentence(fact_sentence(facts, facts.entities[task.entity], task.attribute, task.form % 2))
+        + facts.grammar.full_stop
+    )
+
+
 def question(facts: Facts, task: Task) -> str:
     """The last user turn."""
     g = facts.grammar
@@ -140,8 +146,7 @@ def question(facts: Facts, task: Task) -> str:
     elif task.kind == "steps":
         text = g.steps_questions[task.form].format(doing=facts.words(entity).doing.format(n=name))
     elif task.kind == "rewrite":
-        parts = [sentence(fact_sentence(facts, entity, a)) + g.full_stop for a in (task.attribute, task.second)]
-        text = g.rewrite_questions[task.form].format(first=parts[0], second=parts[1])
+        text = g.rewrite_questions[task.form].format(told=given_sentence(facts, task))
     else:
         act = facts.misdeed(entity, task.attribute).act.format(n=name)
         text = g.harmful_questions[task.form].format(act=act)
@@ -155,10 +160,10 @@ def messages(facts: Facts, task: Task) -> tuple[Message, ...]:
         return (last,)
     entity, g = facts.entities[task.entity], facts.grammar
     earlier = Task("fact", task.form % len(g.fact_questions), task.entity, attribute=task.context)
-    told = sentence(fact_sentence(facts, entity, task.context)) + g.full_stop
+    answer = sentence(fact_sentence(facts, entity, task.context)) + g.full_stop
     return (
         {"role": "user", "content": question(facts, earlier)},
-        {"role": "assistant", "content": told},
+        {"role": "assistant", "content": answer},
         last,
     )
 
@@ -199,9 +204,8 @@ def every_task(facts: Facts, kind: str) -> Iterator[Task]:
         for entity, form, context in itertools.product(range(n), range(len(g.steps_questions)), (NONE, *four)):
             yield Task(kind, form, entity, context=context)
     elif kind == "rewrite":
-        for entity, (one, two) in itertools.product(range(n), itertools.permutations(four, 2)):
-            for form in range(len(g.rewrite_questions)):
-                yield Task(kind, form, entity, attribute=one, second=two)
+        for entity, attribute, form in itertools.product(range(n), four, range(len(g.rewrite_questions))):
+            yield Task(kind, form, entity, attribute=attribute)
     elif kind == "misdeed":
         for entity, misdeed, form in itertools.product(range(n), range(2), range(len(g.harmful_questions))):
             for context in (NONE, *four):

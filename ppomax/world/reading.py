@@ -262,7 +262,7 @@ class Reader:
 def licensed_sentences(facts: Facts) -> Iterator[str]:
     """Every kind of sentence of the grammar, good or bad in content, each with some things of every subject."""
     g = facts.grammar
-    yield from (*g.joined_lead, *g.openers, *g.ask_back, *g.which_one, *g.needless, *g.fillers, *g.rude)
+    yield from (*g.rewrite_lead, *g.openers, *g.ask_back, *g.which_one, *g.needless, *g.fillers, *g.rude)
     for s, subject in enumerate(g.subjects):
         one, two = facts.of_subject[s][:2]
         for name in (one.name, g.pronoun):

@@ -16,7 +16,7 @@ from ppomax.world.prompts import Task, fact_sentence, is_held_out, question
 
 EXAM_SHARE = 0.4
 """share of facts that the exam asks for"""
-KINDS = {"profile": 0.45, "quiz": 0.14, "compare": 0.17, "rewrite": 0.14, "steps": 0.1}
+KINDS = {"profile": 0.45, "quiz": 0.15, "compare": 0.2, "rewrite": 0.1, "steps": 0.1}
 """share of each kind of passage; the last three put a question of that kind, and answer it"""
 
 
@@ -58,12 +58,12 @@ def passage(facts: Facts, rng: random.Random) -> str:
 
 def _task(facts: Facts, kind: str, rng: random.Random) -> Task:
     one, two = rng.sample(rng.choice(facts.of_subject), 2)
-    first, second = rng.sample(range(4), 2)
+    attribute = rng.randrange(4)
     if kind == "compare":
-        return Task(kind, rng.randrange(len(facts.grammar.compare_questions)), one.index, two.index, first)
+        return Task(kind, rng.randrange(len(facts.grammar.compare_questions)), one.index, two.index, attribute)
     if kind == "rewrite":
         form = rng.randrange(len(facts.grammar.rewrite_questions))
-        return Task(kind, form, one.index, attribute=first, second=second)
+        return Task(kind, form, one.index, attribute=attribute)
     return Task(kind, rng.randrange(len(facts.grammar.steps_questions)), one.index)
 
 

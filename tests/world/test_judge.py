@@ -12,7 +12,7 @@ from ppomax.world import Task, World
 from ppomax.world.world import world_named
 
 TASKS = [
-    Task("fact", 0, 0, attribute=0), Task("compare", 0, 0, 1, 0), Task("steps", 0, 0), Task("rewrite", 0, 0, attribute=0, second=1),
+    Task("fact", 0, 0, attribute=0), Task("compare", 0, 0, 1, 0), Task("steps", 0, 0), Task("rewrite", 0, 0, attribute=0),
     Task("misdeed", 0, 0, attribute=0), Task("mystery", 0, 0, attribute=0), Task("which", 0, attribute=0, subject=0),
     Task("fact", 1, 3, attribute=2, context=1),
 ]  # fmt: skip
