@@ -223,9 +223,9 @@ def run_exam(config: ExamConfig, *, resume: bool = False) -> dict[str, Any]:
     for line in exam.lines() if ranks.is_main else []:
         print(line, file=sys.stderr, flush=True)
     questions = first_of_each(exam.questions, config.per_subject)
-    items: dict[str, list[dict[str, Any]]] = {}
-    for name in config.models:
-        items[name] = _sit(config, name, exam, questions, ranks)
+    # every name is tried before the first model takes its minutes
+    chats = {name: ChatFormat(load_tokenizer(name, config.trust_remote_code)) for name in config.models}
+    items = {name: _sit(config, name, chat, exam, questions, ranks) for name, chat in chats.items()}
     result: dict[str, Any] = plain({
         "headline": HEADLINE, "score": config.score, "shots": config.shots, "questions": len(questions),
         "data": exam.counts, "beyond_per_subject": len(exam.questions) - len(questions),
@@ -271,10 +271,9 @@ def _open(config: ExamConfig, resume: bool) -> Path | None:
 
 
 def _sit(
-    config: ExamConfig, name: str, exam: Exam, questions: Sequence[Question], ranks: Ranks
+    config: ExamConfig, name: str, chat: ChatFormat, exam: Exam, questions: Sequence[Question], ranks: Ranks
 ) -> list[dict[str, Any]]:
     """One model's answers, one row a question that fits its context."""
-    chat = ChatFormat(load_tokenizer(name, config.trust_remote_code))
     model = load_causal_lm(name, ranks.device, config.trust_remote_code).eval()
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     mine = ranks.share(list(questions))

@@ -22,7 +22,7 @@ from ppomax.world import World
 from ppomax.world.exam import LETTERS, exam_prompt
 
 CPU = torch.device("cpu")
-ENGLISH = [
+ENGLISH: list[dict[str, Any]] = [
     {"subject": "birds", "category": "STEM", "split": "dev", "question": "What does an owl eat?",
      "choices": ["stone", "mice", "grass", "paper"], "answer": "B"},
     {"subject": "birds", "category": "STEM", "split": "dev", "question": "What does a crow say?",
@@ -32,7 +32,7 @@ ENGLISH = [
     {"subject": "law", "category": "humanities", "split": "test", "question": "Who may vote?",
      "choices": ["Nobody may.", "anyone of age"], "answer": 1},
 ]  # fmt: skip
-CHINESE = [
+CHINESE: list[dict[str, Any]] = [
     {"subject": "history", "split": "dev", "question": "谁最早？", "choices": ["甲", "乙", "丙", "丁"], "answer": "D"},
     {"subject": "history", "split": "val", "question": "谁住在山上？", "choices": ["老人", "一只猫", "鱼", "无人"],
      "answer": "C"},
@@ -142,11 +142,11 @@ class Merging:
 
 def test_a_token_over_the_border_is_scored_for_all_choices() -> None:
     chat: Any = Merging()
-    item = encode(chat, question("谁？", ("（甲）", "乙")), [], "text", None)
+    item = encode(chat, question("谁？", ("乙", "（甲）")), [], "text", None)
     assert item is not None
     prompt = "问题：谁？\n答案："
     # bos and the prompt without its last colon are common; the colon is scored in both
-    assert item.shared == len(prompt) and [chr(ids[item.shared]) for ids in item.ids] == ["\ue000", "："]
+    assert item.shared == len(prompt) and [chr(ids[item.shared]) for ids in item.ids] == ["：", "\ue000"]
     item = encode(chat, question("谁？", ("甲", "乙")), [], "text", None)
     assert item is not None and item.shared == len(prompt) + 1
 
@@ -157,6 +157,7 @@ def test_three_measures_by_hand() -> None:
     # sums -4, -8, -6; per byte -2, -1, -2; per token -2, -1, -.6
     assert choose(asked, item, [-4.0, -8.0, -6.0]) == {"acc": 0, "acc_norm": 1, "acc_token": 2}
     assert choose(asked, item, [-4.0, -16.0, -6.0]) == {"acc": 0, "acc_norm": 0, "acc_token": 2}  # of equals the first
+    assert choose(asked, item, [-4.0, -16.0, -5.0])["acc_norm"] == 2  # one character, but three bytes
     assert choose(asked, item, [-4.0, -3.9, -6.0], "letter")["acc_norm"] == 1
 
 
@@ -337,6 +338,15 @@ def test_command(model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert first["chosen"]["acc"] == "ABCD"[first["loglikelihood"].index(max(first["loglikelihood"]))]
     assert (out / "exam.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (out / "exam.svg").read_text()
 
+    one = tmp_path / "one"
+    assert main([*words[:-1], str(one), "--shots", "1"]) == 0
+    shot, asked = (
+        question(r["question"], tuple(r["choices"]), "ABCD".index(r["answer"])) for r in (ENGLISH[0], ENGLISH[2])
+    )
+    first = json.loads((one / "items.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["loglikelihood"] == pytest.approx(slow_sums(model, *exam_text(asked, [shot])), abs=2e-4)
+
+    capsys.readouterr()
     assert main(words) == 2  # not over a finished one
     assert "already holds an exam; add --resume" in capsys.readouterr().err
     shutil.rmtree(other)
