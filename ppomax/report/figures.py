@@ -139,6 +139,33 @@ def win_rate_curve(curves: Mapping[str, Sequence[Row]], path: str | Path, *, jud
     _save(figure, path)
 
 
+def live_win_rate(
+    curves: Mapping[str, tuple[Sequence[Row], str]], path: str | Path, *, judge: str = "the judge"
+) -> None:
+    """Win rate that a run judged while it trained (the red line of Fig. 4), with a band of 2 standard errors.
+
+    ``curves``: name -> (rows of evaluations.jsonl, metric such as eval/win_rate, whose standard error is METRIC_se).
+    """
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for i, (name, (rows, metric)) in enumerate(curves.items()):
+        steps = [row["update"] for row in rows]
+        rates = np.array([100 * row[metric] for row in rows])
+        band = np.array([200 * row[f"{metric}_se"] for row in rows])
+        colour, style = COLOURS[(i + 1) % len(COLOURS)], STYLES[i % len(STYLES)]
+        axis.plot(
+            steps, rates, color=colour, linestyle=style, marker=MARKERS[i % len(MARKERS)], markersize=3, label=name
+        )
+        axis.fill_between(steps, rates - band, rates + band, color=colour, alpha=0.15, linewidth=0)
+    axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xlabel=STEPS_LABEL, ylabel=f"win rate by {judge}, % (ties half)", ylim=(0, 100))
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.25)
+    axis.legend(title="band: 2 standard errors over prompts")
+    _save(figure, path)
+
+
 def reward_histogram(runs: Mapping[str, Sequence[Row]], path: str | Path, *, ridges: int = 8) -> None:
     """Distribution of the training reward over fixed held-out prompts as training goes on (Fig. 13), a column a run.
 

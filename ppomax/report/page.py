@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment
 
-from ppomax.report.figures import reward_histogram, training_panel
+from ppomax.report.figures import live_win_rate, reward_histogram, training_panel
 from ppomax.report.markdown import number
 from ppomax.report.stages import read_lines
 
@@ -50,7 +51,9 @@ pre { overflow-x: auto; background: #8882; padding: .6rem; }
 <table><tr><th>number</th><th>first iteration of the policy</th><th>last</th></tr>
 {% for name, first, last in numbers %}<tr><th>{{ name }}</th><td>{{ first }}</td><td>{{ last }}</td></tr>
 {% endfor %}</table>
-{% for name, source in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
+{% for name, caption, source in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
+{% if caption %}<p>{{ caption }}</p>
+{% endif %}
 {% endfor %}
 {% if dialogues %}<h2>Held-out prompts: before and after</h2>
 <table><tr><th>prompt</th><th>update {{ before }}</th><th>update {{ after }}</th></tr>
@@ -63,11 +66,11 @@ pre { overflow-x: auto; background: #8882; padding: .6rem; }
 """)
 
 
-def _embedded(name: str, draw: Callable[[Path], None]) -> tuple[str, str]:
+def _embedded(name: str, draw: Callable[[Path], None], caption: str = "") -> tuple[str, str, str]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
         draw(file)
-        return name, "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+        return name, caption, "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
 def _dialogues(samples: Sequence[Row]) -> dict[str, Any]:
@@ -91,6 +94,26 @@ def _dialogues(samples: Sequence[Row]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _judged(run: Path, rows: Sequence[Row]) -> tuple[str, str, str]:
+    """The win rate over training, and against what it is."""
+    watch = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["watch"]
+    judge = " + ".join(str(s["name"] or s["function"] or s["model"] or s["url"]) for s in watch["judge"])
+    words = {"sampled": "answers drawn as the policy draws its own", "greedy": "greedy answers"}
+    against = {words[b]: (rows, f"eval/win_rate_{b}") for b in dict.fromkeys(watch["baselines"])}
+    caption = (
+        f"Judged by {judge} on {rows[-1]['eval/prompts']} fixed held-out prompts, against the reference model's "
+        f"{' and its '.join(against)}; a difference of scores up to {watch['tie_band']:g} is a tie and counts half. "
+    )
+    best = max(rows, key=lambda row: row["eval/win_rate"])
+    if watch["keep_best"]:
+        caption += f"Best: {100 * best['eval/win_rate']:.1f}% at iteration {best['iteration']}, kept in best/."
+    return _embedded(
+        "Judged win rate over training",
+        lambda file: live_win_rate({f"against the reference's {k}": v for k, v in against.items()}, file, judge=judge),
+        caption,
+    )
+
+
 def ppo_page(run: Path) -> str:
     """The page of a PPO run directory, as HTML."""
     metrics, samples = read_lines(run / "metrics.jsonl"), read_lines(run / "samples.jsonl")
@@ -98,6 +121,8 @@ def ppo_page(run: Path) -> str:
     figures = []
     if policy:
         figures.append(_embedded("Training", lambda file: training_panel({run.name: metrics}, file)))
+    if evaluations := read_lines(run / "evaluations.jsonl"):
+        figures.append(_judged(run, evaluations))
     if samples:
         figures.append(
             _embedded("Scores of the held-out prompts", lambda file: reward_histogram({run.name: samples}, file))

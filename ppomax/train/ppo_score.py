@@ -30,9 +30,13 @@ def to_samples(setup: Setup, prompts: Sequence[EncodedPrompt], completions: Sequ
 
 @torch.no_grad()
 def score(
-    setup: Setup, config: PPOConfig, ranks: Ranks, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion]
-) -> tuple[Experience, dict[str, list[float]]]:
-    """Experience with scores (B,), logprobs, ref_logprobs, entropy, values (B, T); also each reward source by itself."""
+    setup: Setup, config: PPOConfig, ranks: Ranks, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion],
+    *, critic: bool = True,
+) -> tuple[Experience, dict[str, list[float]]]:  # fmt: skip
+    """Experience with scores (B,), logprobs, ref_logprobs, entropy, values (B, T); also each reward source by itself.
+
+    ``critic`` False: the values stay 0, where nothing is trained on the samples.
+    """
     experience = Experience.from_completions(completions)
     total, by_source = combine(setup.sources, to_samples(setup, prompts, completions))
     experience.scores = total.float().cpu()
@@ -44,7 +48,7 @@ def score(
             logprobs, entropy, nll = sequence_nll(setup.policy, batch, temperature=temperature)
             with setup.as_reference() as reference:
                 ref_logprobs, _ = response_logprobs(reference, batch, temperature=temperature)
-            values = response_values(setup.critic, batch)
+            values = response_values(setup.critic, batch) if critic else torch.zeros(batch.mask.shape)
         experience.logprobs[index, :width] = logprobs.cpu()
         experience.entropy[index, :width] = entropy.cpu()
         experience.ref_logprobs[index, :width] = ref_logprobs.cpu()

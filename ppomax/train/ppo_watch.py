@@ -43,7 +43,7 @@ def watch(
     rows: list[dict[str, Any]] = []
     if mine:
         completions = engine.generate([p.ids for p in mine], seeds)
-        experience, _ = score(setup, config, ranks, mine, completions)
+        experience, _ = score(setup, config, ranks, mine, completions, critic=False)
         kl = (experience.logprobs - experience.ref_logprobs).sum(dim=1).tolist()
         for i, (prompt, completion) in enumerate(zip(mine, completions, strict=True)):
             rows.append({
@@ -98,7 +98,7 @@ class LiveJudge:
             return []
         seeds = [sample_seed(self.config.seed, WATCH_STREAM, i) for i in range(len(self.prompts))]
         completions = engine.generate([p.ids for p in mine], self.ranks.share(seeds))
-        experience, _ = score(self.setup, self.config, self.ranks, mine, completions)
+        experience, _ = score(self.setup, self.config, self.ranks, mine, completions, critic=False)
         samples = to_samples(self.setup, mine, completions)
         judged = combine(self.setup.judges, samples)[0].tolist()
         logprobs, ref_logprobs = experience.logprobs.double(), experience.ref_logprobs.double()
@@ -123,7 +123,7 @@ class LiveJudge:
         card = (
             "---\nlibrary_name: transformers\ntags: [ppomax, rlhf, ppo]\n---\n\n# PPO policy, best by the judge\n\n"
             f"Iteration {line['iteration']} of a run from `{self.config.model}`: judged win rate {rate:.3f} (standard error "
-            f"{line['eval/win_rate_se']:.3f}) against its start's answers to {len(self.prompts)} held-out prompts. The "
+            f"{line['eval/win_rate_se']:.3f}) against the reference's answers to {len(self.prompts)} held-out prompts. The "
             "highest of several noisy rates is a little too high.\n"
         )
         save_final(self.setup.policy, self.setup.chat_format.tokenizer, folder, stage="ppo", card=card)
@@ -187,7 +187,7 @@ class LiveJudge:
         say(
             self.ranks,
             f"judged win rate {last['eval/win_rate']:.3f} (standard error {last['eval/win_rate_se']:.3f}) against the "
-            f"start's {next(iter(self.baselines))} answers to {len(self.prompts)} held-out prompts"
+            f"reference's {next(iter(self.baselines))} answers to {len(self.prompts)} held-out prompts"
             + (f"; best {self.best:.3f}, kept in {self.run.path / 'best'}" if self.best is not None else ""),
         )
 
