@@ -230,6 +230,14 @@ def long(prompts: list[Any], responses: list[str]) -> list[float]:
     return [float(len(r)) for r in responses]
 
 
+def test_ties_and_baselines_are_as_asked(tmp_path: Path) -> None:
+    run(tmp_path / "run", {**JUDGED, "iterations": 1, "watch.tie_band": 1e9, "watch.baselines": ["greedy"]})
+    assert [p.name for p in (tmp_path / "run/judge").iterdir()] == ["greedy.jsonl"]
+    for row in lines(tmp_path / "run/evaluations.jsonl"):
+        assert (row["eval/tie"], row["eval/win_rate"], row["eval/win_rate_greedy"]) == (1.0, 0.5, 0.5)
+        assert "eval/win_rate_sampled" not in row
+
+
 def test_best_is_not_kept_where_not_wanted(tmp_path: Path) -> None:
     run(tmp_path / "run", {**JUDGED, "iterations": 1, "watch.keep_best": False})
     assert not (tmp_path / "run/best").exists() and (tmp_path / "run/evaluations.jsonl").exists()

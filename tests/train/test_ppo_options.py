@@ -63,9 +63,10 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 ELSEWHERE = {
     "output_dir", "device", "trust_remote_code", "model", "reference", "reward", "prompts", "preset", "critic.init",
     "watch.prompts", "ptx.data", "checkpoint.every", "checkpoint.keep", "micro_batch_tokens", "sampling.batch_size",
+    *(f"watch.{name}" for name in ("judge", "judge_every", "judge_prompts", "tie_band", "baselines", "keep_best")),
 }  # fmt: skip
-"""where a run finds and puts things, what affects memory only (tested above and in test_ppo_resume.py), and what is
-merged before a run begins (presets: test_options.py)"""
+"""where a run finds and puts things, what affects memory only (tested above and in test_ppo_resume.py), what is merged
+before a run begins (presets: test_options.py), and judging, which training does not notice (test_ppo_judge.py)"""
 
 
 def fields(cls: type[Section], prefix: str = "") -> Iterator[str]:
