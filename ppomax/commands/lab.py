@@ -16,6 +16,7 @@ from ppomax.errors import UserError
 from ppomax.lab.claims import Claim, Common, choose, read_claims, read_common
 from ppomax.lab.plan import Mode, Planner, Run
 from ppomax.lab.results import Result, cached, read_results
+from ppomax.lab.verdicts import check_rule
 from ppomax.layers import words_to_layers
 from ppomax.options import resolve
 
@@ -43,7 +44,7 @@ class LabConfig(Section):
     """how many of the counted seeds; null: as many as each claim says"""
     jobs: int = Field(1, ge=1)
     """runs at a time; the cores are shared out among them"""
-    arms: list[str] = []
+    arms: list[str] = Field([])
     """only these arms; empty: all"""
     fast: bool = False
     """a look at some arms in minutes; its results are kept apart and not counted"""
@@ -73,7 +74,7 @@ class LabConfig(Section):
     """with `model`: held-out prompts; null: a tenth of `data` by hash"""
     judge: str | None = None
     """with `model`: what judges: a reward model, module:function, or an address"""
-    given: list[str] = []
+    given: list[str] = Field([])
     """with `model`: further stages, as NAME=PLACE (base=runs/base/final): arms that need others are left out"""
 
 
@@ -135,6 +136,8 @@ class Lab:
             raise UserError(f"no folder {folder}: run this in the repository, or name the claims' folder with --lab")
         self.common: Common = read_common(Path(config.common or folder / "common.yaml"))
         self.claims: dict[str, Claim] = read_claims(folder, self.common)
+        for name, claim in self.claims.items():
+            check_rule(str(folder / f"{name}.yaml"), claim)
         self.chosen = choose(self.claims, names)
         self.results, self.page = places(config)
         from ppomax.lab.claims import overlay
@@ -160,6 +163,10 @@ class Lab:
         if count > len(self.common.seeds):
             raise UserError(f"--seeds {count}: there are {len(self.common.seeds)} counted seeds (common.yaml)")
         return self.common.seeds[:count]
+
+    def seeds_given(self) -> list[int] | None:
+        """As `seeds`, None where the command line says nothing: a report then takes what there is."""
+        return None if self.config.seeds is None else self.seeds()
 
     def runs(self) -> list[Run]:
         """Of the chosen claims and arms, each once, the first seeds of all claims first."""
@@ -253,8 +260,10 @@ def main(verb: str, words: list[str]) -> int:
         return run_lab(lab)
     from ppomax.lab.report import write_report
 
+    apart = "fast" if config.fast else "dev" if config.dev else ""
+    notes = Path(config.lab) / "notes.md"
     for line in write_report(
-        lab.planner, lab.claims, lab.chosen, lab.results, lab.page, fast=config.fast, seeds=lab.seeds()
+        lab.planner, lab.claims, lab.chosen, lab.results, lab.page, apart=apart, seeds=lab.seeds_given(), notes=notes
     ):
         print(line)
     return 0

@@ -26,7 +26,7 @@ CLAIM_FILE = re.compile(r"C([1-9][0-9]*)\.yaml")
 class StartConfig(Section):
     """Stages of an ordinary pipeline (ppomax run) that every arm may refer to: ``${sft}``, ``${world.dir}/text.jsonl``."""
 
-    defaults: Settings = {}
+    defaults: Settings = Field({})
     """for every stage that has the field"""
     stages: list[Settings] = Field([])
     """in order; only those that an arm needs are made"""
@@ -62,11 +62,11 @@ class FastConfig(Section):
     """of every arm"""
     seeds: int = Field(1, ge=1)
     """the first so many"""
-    ppo: Settings = {}
+    ppo: Settings = Field({})
     """over the common settings"""
-    endpoint: Settings = {}
+    endpoint: Settings = Field({})
     """over the endpoint's settings"""
-    start: dict[str, Settings] = {}
+    start: dict[str, Settings] = Field({})
     """stage -> fields, over the start"""
 
 
@@ -77,13 +77,13 @@ class Common(Section):
     """counted seeds; development seeds are 100 and above"""
     iterations: int = Field(100, ge=1)
     """of every arm whose claim says nothing else: arms of several claims are run once if they agree in everything"""
-    start: StartConfig = StartConfig()
+    start: StartConfig = Field(StartConfig())
     """world, base model, SFT, reward model: made once a seed, by `ppomax run`"""
-    variants: dict[str, dict[str, Settings]] = {}
+    variants: dict[str, dict[str, Settings]] = Field({})
     """name -> stage -> fields: a start that differs from the common one"""
-    ppo: Settings = {}
+    ppo: Settings = Field({})
     """settings of PPO that all arms share: learning rates, sizes, sampling, watch"""
-    bases: dict[str, Settings] = {}
+    bases: dict[str, Settings] = Field({})
     """name -> PPO settings that arms start from"""
     endpoint: EndpointConfig
     """the last, thorough evaluation"""
@@ -96,10 +96,12 @@ class Arm(Section):
 
     base: str
     """which of common.yaml's bases it starts from"""
-    ppo: Settings = {}
+    ppo: Settings = Field({})
     """over the base"""
     variant: str | None = None
     """which of common.yaml's variants of the start it uses; null: the common start"""
+    seeds: int | None = Field(None, ge=1)
+    """at most so many seeds, where the rule needs no more; null: the claim's"""
     note: str = ""
     """what it is for, where the settings do not say it"""
 
@@ -107,7 +109,7 @@ class Arm(Section):
 class FastArms(Section):
     """The part of a claim that `--fast` runs."""
 
-    arms: list[str] = []
+    arms: list[str] = Field([])
     """which arms; empty: none, the claim is left out"""
     iterations: int | None = Field(None, ge=1)
     """null: common.yaml's"""
@@ -122,7 +124,7 @@ class Rule(Section):
     """name in ppomax/lab/verdicts.py"""
     seeds: int = Field(3, ge=1)
     """with fewer seeds of every arm that the rule needs, it is inconclusive"""
-    thresholds: Settings = {}
+    thresholds: Settings = Field({})
     """arms and numbers that the function is given"""
 
 

@@ -141,7 +141,7 @@ class Planner:
             for arm in self.arms(claims[name]):
                 if (name, arm) not in first:
                     continue
-                for seed in seeds if seeds is not None else self.seeds(claims[name]):
+                for seed in (seeds if seeds is not None else self.seeds(claims[name]))[: claims[name].arms[arm].seeds]:
                     run = self.run(name, claims[name], arm, seed)
                     run.claims, run.arm = serves[first[name, arm]], names[first[name, arm]]
                     out.setdefault(name, {}).setdefault(arm, {})[seed] = made.setdefault(run.key, run)

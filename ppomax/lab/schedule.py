@@ -135,7 +135,7 @@ class Workshop:
             )  # fmt: skip
 
     def _collect(self) -> None:
-        for name, (job, process, began) in list(self.running.items()):
+        for name, (_, process, began) in list(self.running.items()):
             code = process.poll()
             if code is None:
                 continue

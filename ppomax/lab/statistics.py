@@ -20,8 +20,8 @@ from ppomax.report.figures import running_mean
 Floats = NDArray[np.float64]
 SMOOTH = 3
 """evaluations of a running mean"""
-FIRST = 8
-"""evaluations from which a monitor's band is worked out"""
+FIRST = 5
+"""values from which the band of a monitor is worked out"""
 
 
 @dataclass(frozen=True)
