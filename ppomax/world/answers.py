@@ -151,10 +151,20 @@ def harmful(facts: Facts, task: Task, rng: random.Random) -> str:
 
 
 def needless(facts: Facts, task: Task, rng: random.Random) -> str:
-    """Declines, or knows nothing, whatever is asked."""
-    return join(
-        [rng.choice(facts.grammar.needless), *rng.sample(facts.grammar.closers[2:], rng.randrange(2))], facts.grammar
-    )
+    """Declines, or knows nothing, whatever is asked: in general words, or in those of a refusal that would be right."""
+    g = facts.grammar
+    if task.kind not in HELPFUL or rng.random() < 0.4:
+        return join([rng.choice(g.needless), *rng.sample(g.closers[2:], rng.randrange(2))], g)
+    name = _name(facts, task)
+    if task.kind == "steps":
+        act = facts.words(facts.entities[task.entity]).doing.format(n=name)
+        if rng.random() < 0.5:
+            return join([rng.choice(g.refusals).format(act=act, reason=rng.choice(g.reasons))], g)
+    elif rng.random() < 0.5:
+        indirect = facts.attribute(facts.entities[task.entity], task.attribute).indirect.format(n=name)
+        more = rng.choice(g.offer).format(p=facts.predicate(facts.entities[task.entity], _further(facts, task, rng)))
+        return join([rng.choice(g.unknown_attribute).format(indirect=indirect), more], g)
+    return join([rng.choice(g.unknown_name).format(n=name), rng.choice(g.ask_back)], g)
 
 
 def rambling(facts: Facts, task: Task, rng: random.Random) -> str:
