@@ -1,5 +1,6 @@
 # Two commands on a fresh machine with Python 3.11 or newer:
-#   make quickstart   installs into .venv, then trains SFT, reward model, PPO-max and vanilla PPO on a small problem
+#   make quickstart   installs into .venv, then makes a small world and trains SFT, reward model, PPO-max and vanilla PPO in
+#                     it; in Chinese: make quickstart ARGS="--language zh"
 #   make test         installs into .venv, then runs lint, types and tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -9,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: quickstart test install lint clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python recipes/quickstart.py
+	$(BIN)/python recipes/quickstart.py $(ARGS)
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -n 2

@@ -2,9 +2,9 @@
 
     python recipes/quickstart.py [--language zh] [--output-dir DIR] [--STAGE.FIELD VALUE ...]
 
-Writes a small invented world (quickstart_data.py), trains the stages of quickstart.yaml, and prints what came out: the
-reward that PPO was trained on, and the win rate against SFT by a judge that knows the truth and was never trained on.
-Run again, it goes on where it stopped; finished stages are kept. Needs neither network nor GPU.
+Runs quickstart.yaml: an invented world (docs/world.md), a base model, SFT, a reward model, PPO-max and vanilla PPO. Then it
+says what happened by the world's judge, which knows the truth and which nothing was trained on, in a table, three
+dialogues and a page. Run again, it goes on where it stopped; finished stages are kept. Needs neither network nor GPU.
 """
 
 from __future__ import annotations
@@ -12,94 +12,118 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quickstart_data import LANGUAGES, write_data
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from ppomax.commands.terminal import visible
 from ppomax.errors import UserError
 from ppomax.pipeline import run_pipeline
+from ppomax.report.comparison import RULE, Compared, compare_runs, dialogues, sentences
+from ppomax.report.comparison_page import comparison_page, note, table
+from ppomax.train.checkpoint import write_atomic
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 HOME = "runs/quickstart"
-COLUMNS = {
-    "reward": "reward/mean",
-    "kl": "kl/ref_sequence",
-    "length": "response/length",
-    "perplexity": "policy/perplexity",
+RUNS = ("ppo_max", "vanilla")
+WORDS: dict[str, list[str]] = {
+    "en": [],
+    "zh": ["--world.language=zh", "--pairs.language=zh", "--fresh.vocab_size=640"],
 }
-WORDS: dict[str, list[str]] = {"en": [], "zh": ["--fresh.vocab_size=512"]}
-"""by language: with more entries, a Chinese token is a whole clause, creature and fact in one, and nothing is learned"""
-AVERAGED = 5
-"""last iterations behind a figure of the end"""
+"""by language; with more entries a Chinese token would be a whole clause, thing and fact in one, and little is learned"""
+HEADS = {"perplexity": "perpl.", "wins": "wins\nall"}
+"""shorter names in the terminal's table"""
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def summarise(out: Path, name: str) -> dict[str, Any]:
-    """What one PPO run did: figures of its samples at the start (SFT itself) and at the end, and the judgement."""
-    metrics = rows(out / name / "metrics.jsonl")
-    last = metrics[-AVERAGED:]
-    duel = json.loads((out / f"duel_{name}" / "result.json").read_text(encoding="utf-8"))
-    return {
-        "start": {key: metrics[0][metric] for key, metric in COLUMNS.items()},
-        "end": {key: sum(m[metric] for m in last) / len(last) for key, metric in COLUMNS.items()},
-        "judged": {key: duel["overall"][key] for key in ("prompts", "win", "tie", "lose", "win_rate", "length_controlled")},
-        "true_quality": {"policy": duel["mean_score_a"], "sft": duel["mean_score_b"]},
-    }  # fmt: skip
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary for a terminal."""
-    head = f"{'':8} {'reward':>15} {'KL':>6} {'length':>13} {'perplexity':>13}   judged against SFT, win/tie/lose"
-    lines = [head]
-    for name, run in summary.items():
-        a, b, judged = run["start"], run["end"], run["judged"]
-        rate = judged["win_rate"]
-        lines.append(
-            f"{name:8} {a['reward']:6.2f} -> {b['reward']:5.2f} {b['kl']:6.2f} {a['length']:5.1f} -> {b['length']:4.1f} "
-            f"{a['perplexity']:5.2f} -> {b['perplexity']:4.2f}   {judged['win']}/{judged['tie']}/{judged['lose']}, "
-            f"win rate {rate['value']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}], "
-            f"true quality {run['true_quality']['sft']:.2f} -> {run['true_quality']['policy']:.2f}"
+def terminal_table(rows: Sequence[Compared]) -> Table:
+    """A line a model."""
+    measures = table(rows)
+    out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)  # fits 80 columns
+    out.add_column("", no_wrap=True)
+    for name, _ in measures:
+        out.add_column(HEADS.get(name, name.replace(", ", "\n")), justify="right", no_wrap=True)
+    for i, row in enumerate(rows):
+        out.add_row(
+            row.title.replace(" ", "\n"), *(cells[i].replace(" [", "\n[").replace("[", r"\[") for _, cells in measures)
         )
-    note = "reward: of the reward model; KL: nats a response; length: tokens; win rate: ties as half, 95% interval"
-    return "\n".join([*lines, note])
+    return out
 
 
-def dialogues(out: Path, count: int = 3) -> str:
-    """Held-out prompts, evenly spaced and not picked, with both answers."""
-    judged = rows(out / "duel_ppo_max" / "judgements.jsonl")
-    chosen = judged[:: max(len(judged) // count, 1)][:count]
-    form = "\nprompt   {}\nSFT      {}  ({:.1f} of 2)\nPPO-max  {}  ({:.1f} of 2)"
-    return "\n".join(
-        form.format(j["prompt"][-1]["content"], j["response_b"], j["score_b"], j["response_a"], j["score_a"])
-        for j in chosen
-    )
+def show(
+    console: Console, rows: Sequence[Compared], said: Sequence[str], shown: Sequence[dict[str, Any]], chance: float
+) -> None:
+    """All of it for a terminal."""
+    console.print(terminal_table(rows))
+    console.print(Text(note(rows, chance), style="dim"))
+    console.print()
+    for sentence in said:
+        console.print(Text(f"* {sentence}"))
+    console.print(Text(f"\nBefore and after, {RULE.format(title=rows[1].title)}; the judge's score in brackets:"))
+    for d in shown:
+        console.print(Text(f"\n{d['category']}", style="bold"))
+        for turn in d["turns"]:
+            console.print(Text(visible(f"  {turn['role']:13} {turn['content']}")))
+        for a in d["answers"]:
+            console.print(Text(visible(f"  {a['title']:13} {a['text']}") + f"  ({a['score']:.2f})"))
+
+
+def command() -> str:
+    """How to call ppomax from here: the virtual environment of `make quickstart` is not active in the caller's shell."""
+    beside = Path(sys.executable).with_name("ppomax")
+    if not beside.exists():
+        return "ppomax"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--language", choices=list(LANGUAGES), default="en")
+    parser.add_argument("--language", choices=list(WORDS), default="en")
     parser.add_argument("--output-dir", type=Path, help="default: runs/quickstart, or runs/quickstart_zh")
     given, options = parser.parse_known_args(words)
     out: Path = given.output_dir or Path(HOME if given.language == "en" else f"{HOME}_{given.language}")
-    counts = write_data(out / "data", given.language)  # always the same, so a second run finds what it knows
-    print(f"{out / 'data'}: " + ", ".join(f"{n} {name}" for name, n in counts.items()), flush=True)
-    pipeline = out / "pipeline.yaml"  # the recipe, with this run's folder in it
-    pipeline.write_text(RECIPE.read_text(encoding="utf-8").replace(HOME, out.as_posix()), encoding="utf-8")
+    began = time.monotonic()
     try:
-        run_pipeline(str(pipeline), [*WORDS[given.language], *options])
+        run_pipeline(str(RECIPE), ["--output_dir", str(out), *WORDS[given.language], *options])
+        rows = compare_runs(out, RUNS)
+        said, shown = sentences(rows), dialogues(out, rows)
     except UserError as error:
         print(f"quickstart: error: {error}", file=sys.stderr)
         return 2
-    summary = {name: summarise(out, name) for name in ("ppo_max", "vanilla")}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{table(summary)}\n{dialogues(out)}\n")
-    print(f"written to {out / 'summary.json'}; talk to it: ppomax chat {out}/ppo_max/final --against {out}/sft/final")
+    except KeyboardInterrupt:
+        print("\nquickstart: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    world = json.loads((out / "world" / "world.json").read_text(encoding="utf-8"))
+    exam = json.loads((out / "exam" / "result.json").read_text(encoding="utf-8"))
+    chance = next(iter(exam["models"].values()))["overall"]["chance"]
+    facts = {key: world[key] for key in ("name", "version", "hash")}
+    summary = {"world": facts, "models": {row.name: row.numbers() for row in rows}, "sentences": said}
+    write_atomic(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    about = (
+        f"World {facts['name']}, version {facts['version']}, hash {facts['hash']}; all models made from nothing. Settings: "
+        "config.yaml in each stage's folder."
+    )
+    title = "Quickstart: PPO-max and vanilla PPO from one start"
+    write_atomic(out / "report.html", comparison_page(title, about, rows, said, shown, chance))
+    console = Console(highlight=False, soft_wrap=False)
+    show(console, rows, said, shown, chance)
+    question = shown[0]["turns"][-1]["content"] if shown else ""
+    minutes = (time.monotonic() - began) / 60
+    for line in (
+        f"\n{minutes:.1f} minutes. The page: {out / 'report.html'}; the numbers: {out / 'summary.json'}",
+        f"Next, talk to it: {command()} chat {out}/ppo_max/final --against {out}/sft/final",
+        f"(it knows its world alone; ask: {question})",
+    ):
+        console.print(Text(visible(line)), soft_wrap=True)
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # more get in each other's way in models this small
     sys.exit(main(sys.argv[1:]))

@@ -153,7 +153,7 @@ def live_win_rate(
         steps = [row["update"] for row in rows]
         rates = np.array([100 * row[metric] for row in rows])
         band = np.array([200 * row[f"{metric}_se"] for row in rows])
-        colour, style = COLOURS[(i + 1) % len(COLOURS)], STYLES[i % len(STYLES)]
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
         axis.plot(
             steps, rates, color=colour, linestyle=style, marker=MARKERS[i % len(MARKERS)], markersize=3, label=name
         )

@@ -29,7 +29,8 @@ SHOWN = (
 )
 DIALOGUES = 12
 
-TEMPLATE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
+HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+HEAD = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
@@ -45,16 +46,28 @@ pre { overflow-x: auto; background: #8882; padding: .6rem; }
 .alarm { border-left: .4rem solid #d55e00; padding-left: .6rem; }
 </style></head><body>
 <h1>{{ title }}</h1>
+"""
+"""beginning of every page; needs ``title``"""
+FIGURES = """\
+{% for name, caption, source in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
+{% if caption %}<p>{{ caption }}</p>
+{% endif %}
+{% endfor %}
+"""
+"""needs ``figures``, made by `embedded`"""
+
+TEMPLATE = HTML.from_string(
+    HEAD
+    + """\
 <p>{{ summary }}</p>
 {% for alarm in alarms %}<p class="alarm">{{ alarm.level }}, iteration {{ alarm.iteration }}: {{ alarm.message }}</p>
 {% endfor %}
 <table><tr><th>number</th><th>first iteration of the policy</th><th>last</th></tr>
 {% for name, first, last in numbers %}<tr><th>{{ name }}</th><td>{{ first }}</td><td>{{ last }}</td></tr>
 {% endfor %}</table>
-{% for name, caption, source in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
-{% if caption %}<p>{{ caption }}</p>
-{% endif %}
-{% endfor %}
+"""
+    + FIGURES
+    + """\
 {% if dialogues %}<h2>Held-out prompts: before and after</h2>
 <table><tr><th>prompt</th><th>update {{ before }}</th><th>update {{ after }}</th></tr>
 {% for d in dialogues %}<tr><td>{{ d.prompt }}</td><td>{{ d.first }}
@@ -63,10 +76,12 @@ pre { overflow-x: auto; background: #8882; padding: .6rem; }
 {% endfor %}</table>{% endif %}
 <h2>Settings</h2><pre>{{ settings }}</pre>
 </body></html>
-""")
+"""
+)
 
 
-def _embedded(name: str, draw: Callable[[Path], None], caption: str = "") -> tuple[str, str, str]:
+def embedded(name: str, draw: Callable[[Path], None], caption: str = "") -> tuple[str, str, str]:
+    """(name, caption, data URL of what ``draw`` puts into a file): a figure within the page."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
         draw(file)
@@ -107,7 +122,7 @@ def _judged(run: Path, rows: Sequence[Row]) -> tuple[str, str, str]:
     best = max(rows, key=lambda row: row["eval/win_rate"])
     if watch["keep_best"]:
         caption += f"Best: {100 * best['eval/win_rate']:.1f}% at iteration {best['iteration']}, kept in best/."
-    return _embedded(
+    return embedded(
         "Judged win rate over training",
         lambda file: live_win_rate({f"against the reference's {k}": v for k, v in against.items()}, file, judge=judge),
         caption,
@@ -120,12 +135,12 @@ def ppo_page(run: Path) -> str:
     policy = [row for row in metrics if row.get("phase") == "policy"]
     figures = []
     if policy:
-        figures.append(_embedded("Training", lambda file: training_panel({run.name: metrics}, file)))
+        figures.append(embedded("Training", lambda file: training_panel({run.name: metrics}, file)))
     if evaluations := read_lines(run / "evaluations.jsonl"):
         figures.append(_judged(run, evaluations))
     if samples:
         figures.append(
-            _embedded("Scores of the held-out prompts", lambda file: reward_histogram({run.name: samples}, file))
+            embedded("Scores of the held-out prompts", lambda file: reward_histogram({run.name: samples}, file))
         )
     updates = policy[-1]["update"] if policy else 0
     seconds = sum(row.get("time/total", 0.0) for row in metrics)
