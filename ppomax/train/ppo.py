@@ -1,7 +1,9 @@
 """PPO for language models (sections 3.2 and 5 of the paper), to be read from top to bottom.
 
-    prompts -> engine.generate -> score: reward sources, reference, policy, critic -> shape scores, add token-level KL
+    prompts -> engine.generate -> score: reward sources, reference, policy, critic (ppo_score.py)
+    -> shape scores, add token-level KL
     -> GAE -> minibatches -> ratio, clip, value, entropy, ptx, step (ppo_update.py)
+    at intervals: answers to held-out prompts are shown, and judged against the reference's (ppo_watch.py)
 
     ppomax ppo --model SFT --reward RM --prompts prompts.jsonl --output_dir runs/ppo
     torchrun --nproc_per_node 8 -m ppomax ppo recipe.yaml

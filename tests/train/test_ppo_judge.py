@@ -238,6 +238,17 @@ def test_ties_and_baselines_are_as_asked(tmp_path: Path) -> None:
         assert "eval/win_rate_sampled" not in row
 
 
+def test_the_best_of_an_undone_future_counts_no_more(tmp_path: Path) -> None:
+    """On machines whose arithmetic varies, a replayed iteration may come out lower than the one it replaces."""
+    out, longer = tmp_path / "run", {**JUDGED, "iterations": 2, "checkpoint.every": 1}
+    run(out, longer)
+    about = {"ppomax_win_rate": 2.0, "iteration": 2, "update": 4}
+    (out / "best/best.json").write_text(json.dumps(about))
+    run(out, longer, resume=True)
+    last = lines(out / "evaluations.jsonl")[-1]
+    assert json.loads((out / "best/best.json").read_text())["ppomax_win_rate"] == last["eval/win_rate"]
+
+
 def test_best_is_not_kept_where_not_wanted(tmp_path: Path) -> None:
     run(tmp_path / "run", {**JUDGED, "iterations": 1, "watch.keep_best": False})
     assert not (tmp_path / "run/best").exists() and (tmp_path / "run/evaluations.jsonl").exists()
@@ -245,7 +256,10 @@ def test_best_is_not_kept_where_not_wanted(tmp_path: Path) -> None:
 
 def test_adapters(tmp_path: Path) -> None:
     """The reference is the policy without its adapter, and the best one is saved merged."""
-    run(tmp_path / "run", {**JUDGED, "iterations": 2, "lora": {"rank": 2}, "policy_optim.lr": 0.05})
+    adapted = {**JUDGED, "iterations": 2, "lora": {"rank": 2}, "policy_optim.lr": 0.05}
+    run(tmp_path / "run", adapted)
+    (tmp_path / "run/judge/greedy.jsonl").unlink()
+    run(tmp_path / "run", adapted, resume=True)  # drawn again, beside a trained adapter
     run(tmp_path / "plain", {**JUDGED, "iterations": 1})
     for name in ("sampled", "greedy"):
         file = f"judge/{name}.jsonl"
@@ -260,6 +274,9 @@ def test_how_many_prompts_are_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert (len(samples), len(judged)) == (2, 5)
     assert [s["prompt"] for s in samples] == [b["prompt"] for b in judged[:2]]
     told = capsys.readouterr().err
+    run(tmp_path / "few", {**JUDGED, "iterations": 1, "watch.judge_prompts": 2})
+    assert len(lines(tmp_path / "few/judge/sampled.jsonl")) == 2
+    assert len(lines(tmp_path / "few/samples.jsonl")) == 2 * 5
     assert f"{len(QUESTIONS) - 5} prompts to train on; 5 held out" in told
     assert "win_rate" in told and "judged win rate" in told
     with pytest.raises(UserError, match=r"13 are held out by watch.judge_prompts = 50; lower it"):
