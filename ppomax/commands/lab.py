@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,8 @@ class LabConfig(Section):
 
     seeds: int | None = Field(None, ge=1)
     """how many of the counted seeds; null: as many as each claim says"""
-    jobs: int = Field(1, ge=1)
-    """runs at a time; the cores are shared out among them"""
+    jobs: int | None = Field(None, ge=1)
+    """runs at a time, which share the cores; null: one a core, with `model`: one"""
     arms: list[str] = Field([])
     """only these arms; empty: all"""
     fast: bool = False
@@ -218,18 +219,19 @@ def run_lab(lab: Lab) -> int:
     from ppomax.lab.schedule import Workshop, jobs_for
 
     config = lab.config
+    jobs = config.jobs or (1 if config.model else os.cpu_count() or 1)
     runs = lab.runs()
     for line in lab.planner.left_out:
         say(f"left out: {line}")
     results = read_results(lab.results)
-    lines = plan_lines(runs, results, config.jobs)
+    lines = plan_lines(runs, results, jobs)
     if config.dry_run:
         print("\n".join(lines))
         return 0
     say("\n".join(lines[len(runs) :]))
     missing = [run for run in runs if cached(run, results) is None]
     work = Path(config.work)
-    workshop = Workshop(work, config.jobs, say)
+    workshop = Workshop(work, jobs, say)
     try:
         workshop.run(jobs_for(missing, work, lab.results, keep=config.keep))
     except KeyboardInterrupt:

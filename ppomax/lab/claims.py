@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ppomax.config import Section
+from ppomax.config import Mixture, Section
 from ppomax.errors import UserError
 from ppomax.layers import did_you_mean
 from ppomax.options import resolve
@@ -35,7 +35,7 @@ class StartConfig(Section):
 class EndpointConfig(Section):
     """How a finished policy is judged once more, with many answers."""
 
-    prompts: str
+    prompts: Mixture = Field(min_length=1)
     """held-out prompts"""
     limit: int = Field(1000, ge=2)
     """how many of them, the first ones"""

@@ -216,7 +216,7 @@ def run_endpoint(ppo: PPOConfig, settings: dict[str, Any], policy_dir: Path, mem
     start = ppo.reference or ppo.model
     chat = ChatFormat(load_tokenizer(str(policy_dir), trust), ppo.chat_template)
     policy, sft = (load_causal_lm(str(place), device, trust) for place in (policy_dir, start))
-    records, report = load_mixture([_source(config.prompts)], "prompt", split_seed=ppo.split_seed)
+    records, report = load_mixture(config.prompts, "prompt", split_seed=ppo.split_seed)
     for line in report.lines():
         print(line, file=sys.stderr)
     fitting = [r for r in records if isinstance(r, Prompt)]
@@ -225,7 +225,7 @@ def run_endpoint(ppo: PPOConfig, settings: dict[str, Any], policy_dir: Path, mem
         print(f"{len(records) - len(fitting)} prompts over {ppo.max_prompt_length} tokens left out", file=sys.stderr)
     prompts = fitting[: config.limit]
     if len(prompts) < 2:
-        raise UserError(f"endpoint.prompts: {len(prompts)} of {config.prompts} fit: at least 2 are needed")
+        raise UserError(f"endpoint.prompts: {len(prompts)} fit: at least 2 are needed")
 
     def sources(value: Any) -> list[RewardSource]:
         read = [RewardSourceConfig.model_validate(v) for v in _as_reward_sources(value)]
@@ -347,9 +347,3 @@ class Memory:
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, json.dumps(self.known) + "\n")
-
-
-def _source(place: str) -> Any:
-    from ppomax.config import DataSource
-
-    return DataSource(path=place)

@@ -69,8 +69,8 @@ def end(values: Sequence[float], window: int = SMOOTH) -> float:
 
 
 def peak(values: Sequence[float]) -> float:
-    """The largest smoothed value."""
-    return max(smooth(values), default=math.nan)
+    """The largest smoothed value after the first, which comes before any training and is chance around 1/2."""
+    return max(smooth(values)[1:] or values, default=math.nan)
 
 
 def onset(updates: Sequence[int], values: Sequence[float], drop: float) -> int:

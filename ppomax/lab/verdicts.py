@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,15 @@ def _best(result: Result, name: str = WIN) -> float:
     return peak(curve(result, name)[1])
 
 
+def _largest(result: Result, name: str) -> float:
+    return max(curve(result, name)[1])
+
+
+def _loses(result: Result, who: str) -> float:
+    """Share of the answers that lose to the stronger opponent's."""
+    return float(result.endpoint["opponent"][who]["lose"])
+
+
 def _onset(result: Result, drop: float) -> float:
     """As a share of the run: 1 where it never falls."""
     updates, values = curve(result, WIN)
@@ -167,8 +177,8 @@ def collapse(arms: Arms, t: Mapping[str, Any], out: Verdict) -> tuple[str, str]:
     for form in ("matched_entropy", "against_greedy", "both_greedy"):
         out.note(
             f"{t['steady']}: the same, {form.replace('_', ' ')}",
-            _mean(arms[t["steady"]], lambda r, f=form: _last(r, f)),
-        )  # type: ignore[misc]
+            _mean(arms[t["steady"]], partial(_last, form=form)),
+        )
     good = steady.mean >= t["steady_win_rate"]
     return _three(enough and good, True), f"{why}; {t['steady']} wins {steady.mean:.1%}"
 
@@ -288,8 +298,8 @@ def failure(arms: Arms, t: Mapping[str, Any], out: Verdict) -> tuple[str, str]:
     out.note(f"{t['arm']}: win rate against its own start at the end", _mean(arm, _end))
     for name, what in (("eval/perplexity", "true perplexity"), ("eval/kl_k3", "k3"), ("eval/length", "length")):
         for which in (t["arm"], t["control"]):
-            out.note(f"{which}: {what}, largest", _mean(arms[which], lambda r, n=name: max(curve(r, n)[1])))  # type: ignore[misc]
-            out.note(f"{which}: {what}, at the end", _mean(arms[which], lambda r, n=name: _end(r, n)))  # type: ignore[misc]
+            out.note(f"{which}: {what}, largest", _mean(arms[which], partial(_largest, name=name)))
+            out.note(f"{which}: {what}, at the end", _mean(arms[which], partial(_end, name=name)))
     yes = share.mean <= t["ratio"] and gap.mean >= t["below"]
     return (
         _three(yes, share.mean >= t["alive"]),
@@ -432,16 +442,8 @@ def loses_less(arms: Arms, t: Mapping[str, Any], out: Verdict) -> tuple[str, str
     for name in [t["arm"], *t.get("beside", [])]:
         if not arms.get(name):
             continue
-        both = {
-            who: _mean(arms[name], lambda r, w=who: float(r.endpoint["opponent"][w]["lose"]))
-            for who in ("sft", "policy")
-        }  # type: ignore[misc]
-        gain = estimate(
-            [
-                r.endpoint["opponent"]["sft"]["lose"] - r.endpoint["opponent"]["policy"]["lose"]
-                for r in arms[name].values()
-            ]
-        )
+        both = {who: _mean(arms[name], partial(_loses, who=who)) for who in ("sft", "policy")}
+        gain = estimate([_loses(r, "sft") - _loses(r, "policy") for r in arms[name].values()])
         less = gain if name == t["arm"] else less
         out.note(f"{name}: SFT loses to the opponent", both["sft"])
         out.note(f"{name}: the policy loses to the opponent", both["policy"])

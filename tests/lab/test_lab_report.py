@@ -1,0 +1,115 @@
+"""The page on results made by hand: what it says, and what it says of what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lab_results import made
+from lab_tools import CLAIMS, COMMON
+
+from ppomax.lab.claims import Claim, Common
+from ppomax.lab.plan import Planner, Run
+from ppomax.lab.report import fall, turns, write_report
+from ppomax.lab.results import write_result
+
+CLAIM_MODELS = {name: Claim.model_validate(raw) for name, raw in CLAIMS.items()}
+FALLS = [0.5, 0.6, 0.7, 0.4, 0.3, 0.2]
+UP = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7]
+GAIN = [0.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+TURNING = {
+    "reward/mean": [float(i) for i in range(12)], "reward/std": [1.0] * 12, "policy/perplexity": [1.5] * 12,
+    "kl/ref_k3": [0.1 * i for i in range(7)] + [2.0, 3.0, 4.0, 5.0, 6.0], "response/length": [20.0] * 9 + [30.0, 40.0, 50.0],
+}  # fmt: skip
+
+
+def put(folder: Path, run: Run, curve: list[float], reward: list[float], **changes: Any) -> None:
+    result = made(run.seed, curve, reward=reward, metrics=TURNING)
+    header = {**result.header, "key": run.key, "arm": run.arm, "claims": run.claims, "identity": run.identity()}
+    write_result(
+        folder / f"{run.name}.jsonl", {**header, **changes}, result.evaluations, result.metrics, result.endpoint
+    )
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    planner = Planner(Common.model_validate(COMMON))
+    runs = planner.runs(CLAIM_MODELS, ["C1", "C2"])
+    for seed in (1, 2):
+        put(folder / "results", runs["C1"]["vanilla"][seed], FALLS, GAIN)
+        put(folder / "results", runs["C1"]["ppo_max"][seed], UP, GAIN)
+    other = planner.run("C1", CLAIM_MODELS["C1"], "vanilla", 9)
+    put(folder / "results", other, UP, GAIN)
+    (folder / "notes.md").write_text("## What does not carry over\n\nSize.\n", encoding="utf-8")
+    lines = write_report(
+        planner, CLAIM_MODELS, ["C1", "C2"], folder / "results", folder / "claims.md", notes=folder / "notes.md"
+    )
+    assert lines == [f"{folder / 'claims.md'}: 2 claims: 1 reproduced, 1 inconclusive"]
+    return folder / "claims.md"
+
+
+def test_verdicts_numbers_and_rules(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert (
+        "| [C1](#c1) | Vanilla PPO collapses. | **reproduced** | 2 of 2 seeds of vanilla collapse; ppo_max wins 70.0% |"
+        in text
+    )
+    assert "| vanilla: rise of the proxy reward, SFT standard deviations | 1 [1, 1] |" in text
+    assert "Rule: It falls." in text
+    assert "`1/abc`" in text
+    assert "Finished runs: 4. 1 further result files are of other settings" in text
+    assert text.rstrip().endswith("Size.")
+
+
+def test_a_claim_with_half_of_its_arms(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "0 of 1 seeds: no run yet of scaling" in text
+    assert "| plain | 1, 2 |" in text, "a shared run is shown under both claims"
+
+
+def test_figures_are_there_and_named(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\]\((claims/[^)]+\.png)\)", text)
+    assert {Path(n).name for n in named} == {"C1.png", "C2.png", "over_optimisation.png"}
+    assert all((page.parent / n).stat().st_size > 5000 for n in named)
+
+
+def test_monitors() -> None:
+    result = made(1, FALLS, metrics=TURNING, step=20)
+    # lines lie at updates 20, 40, ...: k3 leaves its line at the 8th, the length at the 10th
+    assert turns(result) == {"reward distribution": None, "KL": 160, "perplexity": None, "length": 200}
+    # smoothed: .5 .65 .567 .467 .3 .25 and best .65: 5 points below it from update 40 on
+    assert fall(result) == 40
+    assert fall(made(1, UP)) is None
+
+
+def test_the_monitor_table(page: Path) -> None:
+    row = next(line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| vanilla | 2 of 2"))
+    assert row == "| vanilla | 2 of 2 | 20 | - | -60 (n = 2) | - | -80 (n = 2) | KL 2 |"
+
+
+def test_nothing_has_run(tmp_path: Path) -> None:
+    planner = Planner(Common.model_validate(COMMON))
+    lines = write_report(planner, CLAIM_MODELS, ["C1", "C2"], tmp_path / "none", tmp_path / "deep" / "claims.md")
+    text = (tmp_path / "deep" / "claims.md").read_text(encoding="utf-8")
+    assert lines[0].endswith("2 not run yet")
+    assert text.count("Not run yet: `ppomax lab run C") == 2
+    assert "No run of the present settings is finished" in text
+
+
+def test_results_made_with_another_default_do_not_count(tmp_path: Path) -> None:
+    planner = Planner(Common.model_validate(COMMON))
+    run = planner.runs(CLAIM_MODELS, ["C1"])["C1"]["vanilla"][1]
+    put(tmp_path / "results", run, FALLS, GAIN, identity={**run.identity(), "gae.gamma": 0.5})
+    write_report(planner, CLAIM_MODELS, ["C1"], tmp_path / "results", tmp_path / "claims.md")
+    assert "**not run yet**" in (tmp_path / "claims.md").read_text(encoding="utf-8")
+    file = next((tmp_path / "results").rglob("*.jsonl"))
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["identity"]["gae.gamma"] == 0.5

@@ -1,0 +1,77 @@
+"""Result files: what they hold, how they are found again, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ppomax.errors import UserError
+from ppomax.lab.results import LINES, cached, outdated, read_result, read_results, thin, write_result
+
+ROW = {"phase": "policy", "reward/mean": 1.0, "loss/value": 2.0, "time/total": 3.0}
+
+
+def write(path: Path, key: str = "abc", **header: Any) -> Path:
+    evaluations = [{"iteration": 0, "update": 0, "eval/win_rate": 1 / 3, "eval/kl": float("nan")}]
+    write_result(path, {"key": key, "seed": 1, "identity": {}, **header}, evaluations, [], {"prompts": 8})
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    result = read_result(write(tmp_path / "C1" / "a.jsonl", identity={"policy_optim.lr": 1.23456789e-5}))
+    assert (result.key, result.seed, result.endpoint) == ("abc", 1, {"prompts": 8})
+    assert result.evaluations[0]["eval/win_rate"] == 0.33333
+    assert result.evaluations[0]["eval/kl"] is None
+    assert result.header["identity"]["policy_optim.lr"] == 1.23456789e-5, "settings keep all their digits"
+
+
+def test_thinning_takes_means() -> None:
+    rows = [{**ROW, "iteration": i, "update": 4 * i, "reward/mean": float(i)} for i in range(100)]
+    critic = [{**ROW, "iteration": -1, "update": 0, "phase": "critic"}]
+    out = thin([*critic, *rows])
+    assert len(out) <= LINES
+    assert out[0]["phase"] == "critic"
+    assert (out[1]["iteration"], out[1]["update"], out[1]["iterations"]) == (0, 0, 3)
+    assert out[1]["reward/mean"] == 1.0  # (0 + 1 + 2) / 3
+    assert sum(line["iterations"] for line in out) == 101
+    assert "time/total" not in out[1]
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl")
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.splitlines()[0] + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl: not a whole lab result"):
+        read_result(path)
+    path.write_text(whole + "{half", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl:4: not a line"):
+        read_result(path)
+    path.write_text(whole.replace('"format": 1', '"format": 7'), encoding="utf-8")
+    with pytest.raises(UserError, match="format 7"):
+        read_result(path)
+
+
+def test_two_of_one_key_are_refused(tmp_path: Path) -> None:
+    assert read_results(tmp_path / "none") == {}
+    write(tmp_path / "C1" / "a.jsonl")
+    write(tmp_path / "C2" / "b.jsonl", key="other")
+    assert set(read_results(tmp_path)) == {"abc", "other"}
+    write(tmp_path / "shared" / "c.jsonl")
+    with pytest.raises(UserError, match="results of the same run"):
+        read_results(tmp_path)
+
+
+def test_changed_defaults_are_noticed(tmp_path: Path) -> None:
+    def run(**identity: Any) -> Any:
+        return SimpleNamespace(key="abc", identity=lambda: identity)
+
+    result = read_result(write(tmp_path / "a.jsonl", identity={"kl.coef": 0.05, "gone": 1}))
+    assert outdated(result, run(**{"kl.coef": 0.05})) == []
+    assert outdated(result, run(**{"kl.coef": 0.1})) == ["kl.coef"]
+    assert outdated(result, run(**{"kl.coef": 0.05, "gae.lam": 0.9})) == [], "an option that is new, at its default"
+    assert cached(run(**{"kl.coef": 0.1}), {"abc": result}) is None
+    assert cached(run(**{"kl.coef": 0.05}), {"abc": result}) is result
+    assert cached(run(**{"kl.coef": 0.05}), {}) is None

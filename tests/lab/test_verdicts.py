@@ -1,0 +1,347 @@
+"""Every outcome of every rule, on curves whose numbers are worked out by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lab_results import made, part, seeds
+
+from ppomax.errors import UserError
+from ppomax.lab.claims import Arm, Claim, Rule
+from ppomax.lab.verdicts import NOT, OPEN, REPRODUCED, RULES, UNRUN, Verdict, check_rule, named_arms, verdict
+
+UP = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7]
+FALLS = [0.5, 0.6, 0.7, 0.4, 0.3, 0.2]
+FLAT = [0.5] * 6
+COLLAPSE = {
+    "arm": "v", "rise": 1.0, "peak": 0.5, "end": 0.45, "share": 0.8, "steady": "m", "steady_win_rate": 0.6, "beside": ["u"],
+}  # fmt: skip
+GAIN = [0.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+"""ends at 2, one standard deviation of SFT's rewards"""
+
+
+def apply(rule: str, thresholds: dict[str, Any], **arms: dict[int, Any]) -> tuple[str, Verdict]:
+    out = Verdict()
+    outcome, why = RULES[rule](arms, thresholds, out)
+    assert why
+    return outcome, out
+
+
+def mixed(*curves: list[float], **options: Any) -> dict[int, Any]:
+    return {i + 1: made(i + 1, c, **options) for i, c in enumerate(curves)}
+
+
+class TestCollapse:
+    def test_reproduced(self) -> None:
+        outcome, out = apply("collapse", COLLAPSE, v=seeds(5, FALLS, reward=GAIN), m=seeds(5, UP))
+        assert outcome == REPRODUCED
+        assert ("v: seeds that collapse", "5 of 5") in out.numbers
+
+    def test_four_of_five_are_enough_and_three_are_not(self) -> None:
+        four = mixed(FALLS, FALLS, FALLS, FALLS, FLAT, reward=GAIN)
+        three = mixed(FALLS, FALLS, FALLS, FLAT, FLAT, reward=GAIN)
+        assert apply("collapse", COLLAPSE, v=four, m=seeds(5, UP))[0] == REPRODUCED
+        assert apply("collapse", COLLAPSE, v=three, m=seeds(5, UP))[0] == NOT
+
+    def test_without_a_rise_of_the_proxy_it_is_no_collapse(self) -> None:
+        less = [x * 0.99 for x in GAIN]
+        assert apply("collapse", COLLAPSE, v=seeds(5, FALLS, reward=less), m=seeds(5, UP))[0] == NOT
+
+    def test_without_a_peak_it_is_no_collapse(self) -> None:
+        down = [0.5, 0.45, 0.4, 0.3, 0.3, 0.3]
+        assert apply("collapse", COLLAPSE, v=seeds(5, down, reward=GAIN), m=seeds(5, UP))[0] == NOT
+
+    def test_ppo_max_must_win(self) -> None:
+        m = seeds(5, UP, last=0.599)
+        assert apply("collapse", COLLAPSE, v=seeds(5, FALLS, reward=GAIN), m=m)[0] == NOT
+
+    def test_alone(self) -> None:
+        alone = {**COLLAPSE, "steady": None, "share": 0.667}
+        assert apply("collapse", alone, v=mixed(FALLS, FALLS, FLAT, reward=GAIN))[0] == NOT  # 2 of 3 is .6667 < .667
+        assert apply("collapse", {**alone, "share": 2 / 3}, v=mixed(FALLS, FALLS, FLAT, reward=GAIN))[0] == REPRODUCED
+
+
+CHAINS = {"chains": [["v", "a", "b"]], "drop": 0.1, "gain": 0.2}
+LATER = [0.5, 0.6, 0.7, 0.7, 0.4, 0.2]
+
+
+class TestDelay:
+    def test_in_order(self) -> None:
+        # smoothed FALLS: .5 .6 .567 .467 .3 .25: from update 30 on it is .1 below .6, which is .6 of the run
+        # smoothed LATER: .5 .6 .667 .6 .433 .3: from update 40 on, .8 of the run; UP never: 1
+        outcome, out = apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, LATER), b=seeds(3, UP))
+        assert outcome == REPRODUCED
+        values = dict(out.numbers)
+        assert values["v: falls at this share of the run"].startswith("0.6 ")
+        assert values["a: falls at this share of the run"].startswith("0.8 ")
+        assert values["b less v"].startswith("0.4 ")
+
+    def test_no_later(self) -> None:
+        assert apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, UP), b=seeds(3, FALLS))[0] == NOT
+
+    def test_out_of_order(self) -> None:
+        assert apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, UP), b=seeds(3, LATER))[0] == OPEN
+
+    def test_nothing_to_delay(self) -> None:
+        assert apply("delay", CHAINS, v=seeds(3, UP), a=seeds(3, UP), b=seeds(3, UP))[0] == OPEN
+
+
+ETAS = {"control": "v", "arms": ["a", "b"], "hold": 0.05, "share": 0.667}
+
+
+def drifting(curve: list[float], k3: float, proxy: float, count: int = 3) -> dict[int, Any]:
+    spread = {s: k3 + 0.01 * s for s in range(1, count + 1)}
+    return {s: made(s, curve, reward=[proxy] * 6, evals={"eval/kl_k3": [x] * 6}) for s, x in spread.items()}
+
+
+class TestStability:
+    def test_reproduced(self) -> None:
+        arms = {"v": drifting(FALLS, 9, 3), "a": drifting(UP, 2, 2), "b": drifting(UP, 1, 1)}
+        assert apply("stability", ETAS, **arms)[0] == REPRODUCED
+
+    def test_the_largest_eta_collapses(self) -> None:
+        arms = {"v": drifting(FALLS, 9, 3), "a": drifting(UP, 2, 2), "b": drifting(FALLS, 1, 1)}
+        assert apply("stability", ETAS, **arms)[0] == NOT
+
+    def test_drift_does_not_fall(self) -> None:
+        arms = {"v": drifting(FALLS, 9, 3), "a": drifting(UP, 1, 2), "b": drifting(UP, 2, 1)}
+        assert apply("stability", ETAS, **arms)[0] == NOT
+
+    def test_vanilla_holds_too(self) -> None:
+        arms = {"v": drifting(UP, 9, 3), "a": drifting(UP, 2, 2), "b": drifting(UP, 1, 1)}
+        assert apply("stability", ETAS, **arms)[0] == OPEN
+
+
+MILD = {
+    "arm": "a", "control": "v", "with_kl": "k", "kl": "e", "margin": 0.05, "harm": 0.1, "alive": 0.5, "dead": 0.45,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "outcome"),
+    [(0.66, 0.55, REPRODUCED), (0.58, 0.55, NOT), (0.66, 0.44, NOT), (0.62, 0.55, OPEN), (0.66, 0.47, OPEN)],
+)
+def test_mild(best: float, last: float, outcome: str) -> None:
+    def flat(x: float) -> list[float]:
+        return [0.5, x, x, x, x, x]
+
+    arms = {"v": seeds(3, flat(0.7)), "a": seeds(3, flat(best)), "k": seeds(3, FLAT, last=last), "e": seeds(3, UP)}
+    assert apply("mild", MILD, **arms)[0] == outcome
+
+
+@pytest.mark.parametrize(("end", "outcome"), [(0.55, REPRODUCED), (0.66, NOT), (0.62, OPEN)])
+def test_sensitive(end: float, outcome: str) -> None:
+    thresholds = {"without": "v", "settings": ["a", "b"], "differ": 0.1, "flat": 0.05}
+    low = {s: made(s, [end + 0.001 * s] * 6) for s in (1, 2, 3)}
+    assert apply("sensitive", thresholds, v=seeds(3, FLAT), a=seeds(3, [0.7] * 6), b=low)[0] == outcome
+
+
+START = {
+    "rm": "m", "sft": "s", "unprepared": "u", "pretrained": "p", "warmed": "v", "early": 0.1, "same": 0.05, "differ": 0.1,
+    "calmer": 0.8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sft", "loss", "best", "outcome"),
+    [
+        (0.66, 0.4, 0.6, REPRODUCED), (0.59, 0.4, 0.6, NOT), (0.66, 1.1, 0.6, NOT), (0.66, 0.4, 0.49, NOT),
+        (0.64, 0.4, 0.6, OPEN), (0.66, 0.9, 0.6, OPEN), (0.66, 0.4, 0.53, OPEN),
+    ],
+)  # fmt: skip
+def test_critic_start(sft: float, loss: float, best: float, outcome: str) -> None:
+    def losses(first: float) -> dict[str, list[float]]:
+        return {"loss/value": [first, *[0.1] * 19]}  # updates 10, ..., 200: the first tenth is the first two lines
+
+    arms = {
+        "m": seeds(3, UP, metrics=losses(2 * loss - 0.1)), "u": seeds(3, UP, metrics=losses(1.9)),  # means loss and 1
+        "s": seeds(3, UP, last=sft), "p": seeds(3, [best] * 6), "v": seeds(3, [0.6] * 6),
+    }  # fmt: skip
+    found, out = apply("critic_start", START, **arms)
+    assert found == outcome
+    assert dict(out.numbers)["early value loss, m over u"].startswith(f"{loss:.3g} ")
+
+
+@pytest.mark.parametrize(
+    ("judge", "proxy", "outcome"), [(0.2, -2.0, REPRODUCED), (0.2, 0.1, OPEN), (0.3, -2.0, OPEN), (0.41, -9.0, NOT)]
+)
+def test_failure(judge: float, proxy: float, outcome: str) -> None:
+    thresholds = {"arm": "a", "control": "m", "ratio": 0.5, "alive": 0.8, "below": 1.0}
+    arm = seeds(3, FLAT, reward=[proxy] * 6, evals={"eval/judge": [judge] * 6})
+    assert apply("failure", thresholds, a=arm, m=seeds(3, UP))[0] == outcome  # control: judge .5, proxy 0, std 2
+
+
+class TestLittleEffect:
+    thresholds: ClassVar[dict[str, Any]] = {
+        "groups": [["v", "a"]], "stands": "k", "same": 0.05, "differ": 0.1, "shift": 0.25, "drop": 0.1, "hold": 0.05,
+    }  # fmt: skip
+
+    def test_alike(self) -> None:
+        arms = {"v": seeds(3, FALLS), "a": seeds(3, FALLS), "k": seeds(3, UP)}
+        outcome, out = apply("little_effect", self.thresholds, **arms)
+        assert outcome == REPRODUCED
+        assert ("k: seeds that hold", "3 of 3") in out.numbers
+
+    def test_a_higher_peak(self) -> None:
+        high = {s: made(s, [0.5, *[0.8 + 0.001 * s] * 5]) for s in (1, 2, 3)}
+        assert apply("little_effect", self.thresholds, v=seeds(3, FALLS), a=high, k=seeds(3, UP))[0] == NOT
+
+    def test_a_later_fall(self) -> None:
+        late = seeds(3, [0.5, 0.6, 0.6, 0.6, 0.6, 0.6])  # the same best, and it never falls
+        assert apply("little_effect", self.thresholds, v=seeds(3, FALLS), a=late, k=seeds(3, UP))[0] == OPEN
+
+
+@pytest.mark.parametrize(
+    ("td", "norm", "good", "outcome"),
+    [
+        (0.6, 2.0, UP, REPRODUCED),
+        (0.7, 2.0, UP, NOT),
+        (0.6, 1.0, UP, NOT),
+        (0.6, 1.3, UP, OPEN),
+        (0.1, 2.0, FALLS, OPEN),
+    ],
+)
+def test_gae_lambda(td: float, norm: float, good: list[float], outcome: str) -> None:
+    thresholds = {"good": "m", "td": "t", "mc": "c", "worse": 0.05, "noise": 1.5, "hold": 0.05}
+    arms = {
+        "m": seeds(3, good, metrics={"grad_norm/policy": [1.0, 1.0]}), "t": seeds(3, UP, last=td),
+        "c": seeds(3, UP, metrics={"grad_norm/policy": [norm, norm]}),
+    }  # fmt: skip
+    assert apply("gae_lambda", thresholds, **arms)[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "outcome"),
+    [(UP, UP, REPRODUCED), (UP, FALLS, OPEN), (FALLS, FALLS, NOT), ([0.4] * 6, [0.4] * 6, NOT)],
+)
+def test_lasting(one: list[float], two: list[float], outcome: str) -> None:
+    assert apply("lasting", {"arm": "m", "within": 0.05, "alive": 0.5}, m=mixed(one, two))[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("sft", "plain", "mix", "outcome"),
+    [(0.6, 0.5, 0.56, REPRODUCED), (0.6, 0.5, 0.5, NOT), (0.6, 0.5, 0.53, OPEN), (0.505, 0.5, 0.6, OPEN)],
+)
+def test_tax(sft: float, plain: float, mix: float, outcome: str) -> None:
+    def arm(points: float) -> dict[int, Any]:
+        return seeds(5, UP, endpoint={"exam": {"policy": {"all": points}, "sft": {"all": sft}}})
+
+    thresholds = {"without": "m", "mixed": "x", "tax": 0.01, "back": 0.5}
+    assert apply("tax", thresholds, m=arm(plain), x=arm(mix))[0] == outcome
+
+
+def test_conflict() -> None:
+    thresholds = {"survive": ["a", "b"], "suffer": ["c", "d"], "drop": 0.1, "gain": 0.15}
+    up, late, falls = seeds(3, UP), seeds(3, LATER), seeds(3, FALLS)  # fall at 1, .8 and .6 of the run
+    assert apply("conflict", thresholds, a=up, b=up, c=late, d=falls)[0] == REPRODUCED
+    assert apply("conflict", thresholds, a=falls, b=falls, c=late, d=falls)[0] == NOT
+    assert apply("conflict", thresholds, a=up, b=late, c=late, d=falls)[0] == OPEN
+    assert apply("conflict", thresholds, a=up, b=up, c=up, d=up)[0] == NOT
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "last", "outcome"), [(0.72, 0.6, REPRODUCED), (0.72, 0.7, NOT), (0.69, 0.6, OPEN), (0.72, 0.67, OPEN)]
+)
+def test_early_model(accuracy: float, last: float, outcome: str) -> None:
+    def arm(value: float, rate: float) -> dict[int, Any]:
+        start = {"reward-0123abcd": {"accuracy": value}, "reward_second-0123abcd": {"accuracy": 0.1}}
+        return seeds(3, UP, last=rate, header={"start": start})
+
+    thresholds = {"late": "m", "early": "e", "accuracy": 0.05, "harm": 0.05}
+    assert apply("early_model", thresholds, m=arm(0.75, 0.7), e=arm(accuracy, last))[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("rate", "harmful", "agree", "outcome"),
+    [
+        (0.6, 0.8, 0.7, REPRODUCED),
+        (0.5, 0.8, 0.7, NOT),
+        (0.6, 0.6, 0.7, NOT),
+        (0.6, 0.8, 0.5, NOT),
+        (0.6, 0.8, 0.6, OPEN),
+    ],
+)
+def test_beats(rate: float, harmful: float, agree: float, outcome: str) -> None:
+    categories = {"helpful": part(0.6), "harmful": part(harmful), "unanswerable": part(0.6)}
+    endpoint = {
+        "same_temperature": {**part(rate), "by_category": categories}, "second_judge": {"agree": agree, "win_rate": 0.6},
+    }  # fmt: skip
+    thresholds = {"arm": "m", "by": "harmful", "than": "helpful", "agree": 0.65, "disagree": 0.55, "beside": ["z"]}
+    outcome_found, out = apply("beats", thresholds, m=seeds(5, UP, endpoint=endpoint))
+    assert outcome_found == outcome
+    assert ("m: helpful, win/tie/lose, %", "60/0/40") in out.numbers
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [(0.65, REPRODUCED), (0.7, NOT), (0.68, OPEN)])
+def test_loses_less(policy: float, outcome: str) -> None:
+    endpoint = {"opponent": {"policy": {"lose": policy}, "sft": {"lose": 0.7}}}
+    thresholds = {"arm": "m", "less": 0.03, "beside": []}
+    assert apply("loses_less", thresholds, m=seeds(5, UP, endpoint=endpoint))[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "outcome"), [(0.6, 0.56, REPRODUCED), (0.6, 0.5, NOT), (0.6, 0.53, OPEN)]
+)  # fmt: skip
+def test_serves(one: float, two: float, outcome: str) -> None:
+    arms = {"m": seeds(3, UP), "a": seeds(3, UP, last=one), "b": seeds(3, UP, last=two)}
+    assert apply("serves", {"own": "m", "others": ["a", "b"], "alive": 0.55}, **arms)[0] == outcome
+
+
+# --------------------------------------------------------------------------------------- around a rule
+
+
+def claim(**thresholds: Any) -> Claim:
+    arms = {name: Arm(base="vanilla") for name in ("v", "m", "u")}
+    rule = Rule(words="w", function="collapse", seeds=5, thresholds={**COLLAPSE, **thresholds})
+    return Claim(claim="c", figure="4", arms=arms, rule=rule)
+
+
+def test_seeds_that_count_have_all_arms() -> None:
+    found = verdict(claim(), {"v": seeds(5, FALLS, reward=GAIN), "m": seeds(5, UP), "u": seeds(1, UP)})
+    assert (found.outcome, found.seeds) == (REPRODUCED, [1, 2, 3, 4, 5])
+    found = verdict(claim(), {"v": seeds(5, FALLS, reward=GAIN), "m": seeds(4, UP)})
+    assert found.outcome == OPEN
+    assert found.why.startswith("4 of 5 seeds; so far reproduced")
+
+
+def test_no_run_and_no_common_seed() -> None:
+    assert verdict(claim(), {}).outcome == UNRUN
+    found = verdict(claim(), {"v": seeds(2, FALLS)})
+    assert (found.outcome, found.why) == (OPEN, "0 of 5 seeds: no run yet of m")
+
+
+def test_fast_verdicts_say_so() -> None:
+    found = verdict(claim(), {"v": seeds(1, FALLS, reward=GAIN), "m": seeds(1, UP)}, apart="fast")
+    assert found.outcome == "fast: 1 seed: reproduced"
+
+
+def test_a_missing_threshold_is_named() -> None:
+    broken = claim()
+    del broken.rule.thresholds["rise"]
+    with pytest.raises(UserError, match=r"rule collapse: .*'rise' is missing"):
+        verdict(broken, {"v": seeds(5, FALLS), "m": seeds(5, UP)})
+
+
+def test_rules_are_checked_before_anything_runs() -> None:
+    check_rule("C1", claim())
+    with pytest.raises(UserError, match="names an arm 'x', which"):
+        check_rule("C1", claim(steady="x"))
+    with pytest.raises(UserError, match="names an arm 'x', which"):
+        check_rule("C1", claim(beside=["x"]))
+    other = claim().model_copy(update={"rule": Rule(words="w", function="colapse")})
+    with pytest.raises(UserError, match="'colapse': choose from collapse"):
+        check_rule("C1", other)
+
+
+def test_named_arms() -> None:
+    assert named_arms({"a": "x", "b": [["y", "z"]], "c": 1.0, "d": None, "beside": ["u"], "by": "harmful"}) == [
+        "x",
+        "y",
+        "z",
+    ]
