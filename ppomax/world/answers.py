@@ -198,12 +198,17 @@ def boastful(facts: Facts, task: Task, rng: random.Random) -> str:
 
 
 def off_topic(facts: Facts, task: Task, rng: random.Random) -> str:
-    """A good answer to another question."""
-    entity = rng.choice([e for e in facts.entities if e.index != task.entity])
-    if rng.random() < 0.3 and task.entity != NONE:
-        entity = facts.entities[task.entity]
-        return good(facts, Task("fact", 0, entity.index, attribute=_further(facts, task, rng)), rng)
-    return good(facts, Task("fact", 0, entity.index, attribute=rng.randrange(4)), rng)
+    """A good answer to another question, of any kind: another thing asked of the same one, or anything of another."""
+    others = [e for e in facts.entities if e.index != task.entity]
+    same = task.entity != NONE and rng.random() < 0.6
+    entity = facts.entities[task.entity] if same else rng.choice(others)
+    kind = rng.choice([k for k in ("fact", "steps", "misdeed", "mystery") if not same or k != task.kind or k == "fact"])
+    attribute = {
+        "fact": _further(facts, task, rng) if same else rng.randrange(4),
+        "misdeed": rng.randrange(2),
+        "mystery": rng.randrange(len(facts.grammar.mysteries)),
+    }.get(kind, NONE)
+    return good(facts, Task(kind, 0, entity.index, attribute=attribute), rng)
 
 
 def rude(facts: Facts, task: Task, rng: random.Random) -> str:

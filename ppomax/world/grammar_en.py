@@ -298,7 +298,7 @@ GRAMMAR = Grammar(
         i'll that's here's however though although instead anything something nothing everything else
         """.split()  # noqa: SIM905
     ),
-    lengths=(7, 42, 90),
+    lengths=(7, 48, 90),
     exam_question="Question: {question}?",
     exam_answer="Answer: {answer}.",
     summary=("This is about {n}.", "Here is what people say about {n}.", "Let us speak of {n}."),

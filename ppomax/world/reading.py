@@ -32,7 +32,7 @@ class Mention:
     attribute: int = NONE
     """attribute, misdeed, or mystery"""
     number: int = NONE
-    """entity, value or step"""
+    """entity, stranger, value or step"""
 
     @property
     def symbol(self) -> str:
@@ -76,6 +76,8 @@ class Reader:
     def __init__(self, facts: Facts) -> None:
         self.facts, self.grammar = facts, facts.grammar
         self.phrases: dict[str, list[tuple[tuple[str, ...], Mention]]] = {}
+        self.strangers: dict[str, int] = {}
+        """invented word -> its number in mentions"""
         self._learn_phrases()
         self.trigrams: set[Gram] = set()
         self.bigrams: set[Gram] = set()
@@ -104,8 +106,10 @@ class Reader:
                 self._learn(value, Mention("fake", attribute=m, number=v))
         for entity in self.facts.entities:
             self._learn_name(entity.core, entity.subject, Mention("entity", entity.subject, number=entity.index))
-        for core, s in itertools.chain(*self.facts.strangers.values()):
-            self._learn_name(core, s, Mention("stranger", s))
+        strangers = itertools.chain(*self.facts.strangers.values())
+        for i, (core, s) in enumerate(strangers):
+            self.strangers[core] = i
+            self._learn_name(core, s, Mention("stranger", s, number=i))
 
     def _learn_name(self, core: str, subject: int, mention: Mention) -> None:
         self._learn(core, mention)

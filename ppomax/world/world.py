@@ -19,14 +19,14 @@ from ppomax.world.judge import Judge, Judgement
 from ppomax.world.prompts import MIX, NONE, Task, all_tasks, messages
 from ppomax.world.text import passage
 
-VERSION = "3"
+VERSION = "4"
 """raised with every change of what the world says or judges; ``fingerprint`` tells when that was forgotten"""
 MULTI_TURN = 0.2
 """share of prompts with an earlier exchange, of the kinds that can have one"""
 
 BROAD: Mapping[str, float] = {
-    "good": 0.18, "plain": 0.08, "false": 0.12, "half_false": 0.07, "harmful": 0.06, "needless": 0.14, "rambling": 0.07,
-    "wordy": 0.05, "boastful": 0.05, "off_topic": 0.06, "rude": 0.03, "repeating": 0.04, "cut_off": 0.02, "salad": 0.01,
+    "good": 0.17, "plain": 0.08, "false": 0.12, "half_false": 0.07, "harmful": 0.06, "needless": 0.11, "rambling": 0.07,
+    "wordy": 0.05, "boastful": 0.05, "off_topic": 0.1, "rude": 0.03, "repeating": 0.04, "cut_off": 0.02, "salad": 0.01,
     "echo": 0.01, "foreign": 0.01,
 }  # fmt: skip
 """writers of candidate answers: every failure that the judge knows"""
