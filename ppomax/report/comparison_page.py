@@ -70,6 +70,7 @@ def comparison_page(
 ) -> str:  # fmt: skip
     """HTML. ``rows``: of `compare_runs`; ``said``: sentences; ``shown``: of `dialogues`."""
     runs = rows[1:]
+    rule = RULE.format(title=runs[0].title)
     curves = {run.title: (run.evaluations, "eval/win_rate") for run in runs}
     metrics = {run.title: run.metrics for run in runs}
     prompts = runs[0].evaluations[-1]["eval/prompts"]
@@ -86,10 +87,10 @@ def comparison_page(
         title=title,
         about=about,
         rows=rows,
-        measures=table(rows),
+        measures=[(name, [cell.replace(", ", ",\N{NO-BREAK SPACE}") for cell in cells]) for name, cells in table(rows)],
         note=note(rows, chance),
         sentences=said,
         figures=figures,
-        rule=RULE.format(title=runs[0].title).capitalize(),
+        rule=rule[0].upper() + rule[1:],
         dialogues=shown,
     )

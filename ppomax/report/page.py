@@ -40,6 +40,8 @@ HEAD = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
 table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 td, th { border: 1px solid #8886; padding: .4rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+th { hyphens: auto; }
+.who { width: 6.5rem; }
 td { white-space: pre-wrap; }
 img { max-width: 100%; background: #fff; }
 pre { overflow-x: auto; background: #8882; padding: .6rem; }
