@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -232,11 +233,18 @@ def run_lab(lab: Lab) -> int:
     missing = [run for run in runs if cached(run, results) is None]
     work = Path(config.work)
     workshop = Workshop(work, jobs, say)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)  # or the children would live on
     try:
         workshop.run(jobs_for(missing, work, lab.results, keep=config.keep))
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if workshop.failed:
         say(f"{len(workshop.failed)} jobs failed; the same command tries them again")
     return 1 if workshop.failed else 0

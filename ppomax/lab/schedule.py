@@ -39,16 +39,15 @@ class Job:
 
 
 def jobs_for(runs: Sequence[Run], work: Path, results: Path, *, keep: bool) -> list[Job]:
-    """Jobs that make the starts, then the runs; a start that several runs share is made once."""
-    starts: dict[str, Job] = {}
-    out: list[Job] = []
+    """A job for each run and, before the first run that needs it, for its start; one that several share is made once."""
+    out: dict[str, Job] = {}
     for run in runs:
         needs: set[str] = set()
         if run.stages:
             pipelines = start_pipelines(run.stages, work)
             name = f"start-seed{run.seed}-{_short(pipelines)}"
             locks = set(pipelines)
-            starts.setdefault(name, Job(name, {"kind": "start", "name": name, "pipelines": pipelines}, locks=locks))
+            out.setdefault(name, Job(name, {"kind": "start", "name": name, "pipelines": pipelines}, locks=locks))
             needs = {name}
         folder = work / "ppo" / f"{run.arm}-seed{run.seed}-{run.key}"
         stages = {s.name: [s.kind, str(work / s.root / s.name)] for s in run.stages.values()}
@@ -61,8 +60,8 @@ def jobs_for(runs: Sequence[Run], work: Path, results: Path, *, keep: bool) -> l
             "endpoint": placed(run.endpoint, run.stages, work), "stages": stages, "header": header, "keep": keep,
             "memory": str(work / "memory"), "result": str(results / f"{run.name}.jsonl"),
         }  # fmt: skip
-        out.append(Job(run.name, spec, folder, run.iterations, needs))
-    return [*starts.values(), *out]
+        out[run.name] = Job(run.name, spec, folder, run.iterations, needs)
+    return list(out.values())
 
 
 def _of_a_world(run: Run) -> bool:
