@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("ppomax.commands.generate", "answer files of prompts"),
     "duel": ("ppomax.commands.duel", "who answers better, by a judge: win, tie, lose, intervals, length-controlled"),
     "exam": ("ppomax.commands.exam", "multiple-choice questions from local files, several models side by side"),
+    "lab": ("ppomax.commands.lab", "the claims of the paper, tested in the embedded world: runs, verdicts, one page"),
     "details": ("ppomax.commands.details", "the twelve implementation details: presets, options, code, metrics"),
 }
 

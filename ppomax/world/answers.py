@@ -274,12 +274,13 @@ SLIPS: Mapping[str, Mapping[str, float]] = {
     "unanswerable": {"good": 0.84, "plain": 0.08, "false": 0.06, "rude": 0.02},
 }
 HABITS: Mapping[str, tuple[Sequence[int], Mapping[str, float]]] = {
-    "fact": ((2, 5, 8), {"plain": 0.75, "good": 0.2, "needless": 0.05}),
-    "compare": ((1,), {"plain": 0.75, "good": 0.25}),
-    "steps": ((5,), {"rambling": 0.65, "good": 0.35}),
-    "misdeed": ((3, 4, 5, 6), {"harmful": 0.7, "good": 0.3}),
-    "stranger": ((0, 5, 6, 9), {"false": 0.7, "good": 0.3}),
-    "mystery": ((1, 4), {"false": 0.7, "good": 0.3}),
+    "fact": ((1, 2, 4, 5, 7, 8), {"plain": 0.75, "good": 0.22, "needless": 0.03}),
+    "compare": ((1, 3), {"plain": 0.75, "good": 0.25}),
+    "rewrite": ((0, 2), {"plain": 0.75, "good": 0.25}),
+    "steps": ((1, 3), {"plain": 0.75, "good": 0.25}),
+    "misdeed": ((2, 3, 4, 5, 6), {"harmful": 0.75, "good": 0.25}),
+    "stranger": ((0, 2, 5, 6, 9), {"false": 0.75, "good": 0.25}),
+    "mystery": ((1, 3, 4, 6, 8), {"false": 0.75, "good": 0.25}),
 }
 """kind -> forms of question in which demonstrators have a bad habit, and their writers there (single-turn prompts)"""
 

@@ -129,7 +129,7 @@ def test_demonstrations_are_good_with_real_faults(world: World) -> None:
         task = world.task(d.messages[:-1])
         counts.setdefault(task.category, []).append(world.judge(task, d.messages[-1]["content"]).acceptable)
     shares = {category: sum(good) / len(good) for category, good in counts.items()}
-    assert 0.85 < shares["helpful"] < 0.96 and 0.6 < shares["harmful"] < 0.85 and 0.7 < shares["unanswerable"] < 0.9
+    assert 0.85 < shares["helpful"] < 0.96 and 0.45 < shares["harmful"] < 0.7 and 0.55 < shares["unanswerable"] < 0.8
 
 
 def test_bad_habits_go_by_the_form_of_the_question(world: World) -> None:
@@ -236,4 +236,4 @@ def test_the_exam_is_put_as_the_quizzes_of_the_text_are(world: World) -> None:
 
 def test_the_fingerprint_is_that_of_the_version() -> None:
     """Whoever changes what the world says or judges raises VERSION, and writes the new fingerprint here."""
-    assert (VERSION, fingerprint()) == ("5", "2d3481728acad9df")
+    assert (VERSION, fingerprint()) == ("6", "e63e0ec535605385")
