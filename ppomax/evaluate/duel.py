@@ -43,7 +43,8 @@ from ppomax.evaluate.answers import (
     read_answers,
     read_samples,
 )
-from ppomax.evaluate.winrate import outcomes_from_scores, summarise, tie_band
+from ppomax.evaluate.winrate import TieUnit, outcomes_from_scores, summarise
+from ppomax.evaluate.winrate import tie_band as width_of
 from ppomax.models.loading import load_causal_lm, load_tokenizer
 from ppomax.rollout.reward_sources import Sample, combine, make_source
 from ppomax.train.parallel import Ranks, join
@@ -83,7 +84,9 @@ class DuelConfig(RunConfig):
     judge: Annotated[list[RewardSourceConfig], BeforeValidator(_as_reward_sources), Field(min_length=1)]
     """what scores the answers: a reward model, several (weighted sum), `module:function`, or an HTTP endpoint"""
     tie_band: float = Field(0.1, ge=0)
-    """a difference of scores up to this share of their std is a tie"""
+    """a difference of scores up to this is a tie"""
+    tie_unit: TieUnit = "std"
+    """`std`: tie_band is a share of the scores' std; `score`: it is in the judge's own units, as watch.tie_band is"""
     over_training: str | None = None
     """a PPO run's samples.jsonl: its answers at each time are judged against its first ones as well"""
     resamples: int = Field(1000, ge=100)
@@ -136,7 +139,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
     scores = {side: judge(answers[side]) for side in SIDES}
     result, judgements = compare(
         answers["a"], answers["b"], scores["a"], scores["b"], [p.source for p in prompts],
-        tie_share=config.tie_band, seed=config.seed, resamples=config.resamples,
+        tie_band=config.tie_band, tie_unit=config.tie_unit, seed=config.seed, resamples=config.resamples,
     )  # fmt: skip
     result = {
         "a": _name(config, "a"),
@@ -154,7 +157,12 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
             for key, answer in moment.answers.items():
                 moment.answers[key] = replace(answer, source=named.get(key, answer.source))
         result["over_training"] = duel_over_training(
-            moments, judge, tie_share=config.tie_band, seed=config.seed, resamples=config.resamples
+            moments,
+            judge,
+            tie_band=config.tie_band,
+            tie_unit=config.tie_unit,
+            seed=config.seed,
+            resamples=config.resamples,
         )
     run.log({**seconds, "time/judge": time.perf_counter() - began})
     result["judge_truncated"] = judge.truncated()
@@ -169,14 +177,14 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
 
 def compare(
     a: Sequence[Answer], b: Sequence[Answer], scores_a: Sequence[float], scores_b: Sequence[float], sources: Sequence[str],
-    *, tie_share: float, seed: int = 0, resamples: int = 1000,
+    *, tie_band: float, tie_unit: TieUnit = "std", seed: int = 0, resamples: int = 1000,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """(result, one judgement a prompt) of scored answers to the same prompts in the same order.
 
     result: overall and by_source as `winrate.summarise` gives them, tie_band (in units of the score), mean_score_a,
     mean_score_b.
     """
-    band = tie_band(scores_a, scores_b, tie_share)
+    band = width_of(scores_a, scores_b, tie_band, tie_unit)
     outcomes = outcomes_from_scores(scores_a, scores_b, band)
     lengths = [[len(answer.response) for answer in side] for side in (a, b)]
 
@@ -213,7 +221,13 @@ def compare(
 
 
 def duel_over_training(
-    samples: Sequence[Any] | str, judge: Scorer, *, tie_share: float = 0.1, seed: int = 0, resamples: int = 1000
+    samples: Sequence[Any] | str,
+    judge: Scorer,
+    *,
+    tie_band: float = 0.1,
+    tie_unit: TieUnit = "std",
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> list[dict[str, Any]]:
     """Judged win rate over training: a PPO run's answers to its fixed prompts, at each time, against its first ones.
 
@@ -237,7 +251,15 @@ def duel_over_training(
     for moment, answers, own in zip(moments, every, scores, strict=True):
         sources = [answer.source for answer in every[0]]
         result, _ = compare(
-            answers, every[0], own, scores[0], sources, tie_share=tie_share, seed=seed, resamples=resamples
+            answers,
+            every[0],
+            own,
+            scores[0],
+            sources,
+            tie_band=tie_band,
+            tie_unit=tie_unit,
+            seed=seed,
+            resamples=resamples,
         )
         means = {
             name: sum(row[key] for row in moment.rows) / len(moment.rows)

@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+TieUnit = Literal["std", "score"]
 Outcomes = NDArray[np.int8]
 Floats = NDArray[np.float64]
 Numbers = Sequence[float] | Floats
@@ -71,9 +72,11 @@ def outcomes_from_scores(scores_a: Numbers, scores_b: Numbers, band: float = 0.0
     return np.where(np.abs(difference) <= band, 0, np.sign(difference)).astype(np.int8)
 
 
-def tie_band(scores_a: Numbers, scores_b: Numbers, share: float) -> float:
-    """Width of the tie band: ``share`` of the std of all scores, A's and B's together."""
-    return share * float(np.std(np.concatenate([np.asarray(scores_a, float), np.asarray(scores_b, float)])))
+def tie_band(scores_a: Numbers, scores_b: Numbers, width: float, unit: TieUnit = "std") -> float:
+    """Width of the tie band in units of the score; unit "std": of the std of all scores, A's and B's together."""
+    if unit == "score":
+        return width
+    return width * float(np.std(np.concatenate([np.asarray(scores_a, float), np.asarray(scores_b, float)])))
 
 
 def as_half_wins(outcomes: Outcomes) -> Floats:

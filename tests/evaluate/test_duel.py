@@ -104,6 +104,10 @@ def test_exchanging_the_sides_mirrors_the_result(files: dict[str, str], tmp_path
     assert one["overall"]["sign_test_p"] == other["overall"]["sign_test_p"]
 
 
+def test_tie_band_in_the_judges_own_units(files: dict[str, str], tmp_path: Path) -> None:
+    assert duel(tmp_path / "run", **files, tie_band=0.7, tie_unit="score")["tie_band"] == 0.7
+
+
 def test_tie_band_is_a_share_of_the_spread(files: dict[str, str], tmp_path: Path) -> None:
     scores = torch.tensor([5.0, 1, 3, 2, 11, 4, 3, 0])
     result = duel(tmp_path / "run", **files, tie_band=1.0)
@@ -231,7 +235,7 @@ def test_over_training_by_hand(tmp_path: Path) -> None:
     def judge(answers: Any) -> list[float]:
         return [float(a.response) for a in answers]
 
-    moments = duel_over_training(samples(tmp_path), judge, tie_share=0.0, resamples=200)
+    moments = duel_over_training(samples(tmp_path), judge, tie_band=0.0, resamples=200)
     assert [(m["iteration"], m["update"]) for m in moments] == [(3, 0), (5, 8), (7, 16)]
     assert [[m["overall"][k] for k in ("win", "tie", "lose")] for m in moments] == [[0, 4, 0], [2, 2, 0], [1, 0, 3]]
     assert [m["overall"]["win_rate"]["value"] for m in moments] == [0.5, 0.75, 0.25]

@@ -54,6 +54,7 @@ def test_bad_scores_are_refused(a: list[float], b: list[float], band: float) -> 
 def test_tie_band_is_a_share_of_the_pooled_std() -> None:
     assert tie_band([1.0, 3.0], [5.0, 7.0], 0.1) == pytest.approx(0.1 * math.sqrt(5), rel=1e-12)
     assert tie_band([5.0, 7.0], [1.0, 3.0], 0.1) == tie_band([1.0, 3.0], [5.0, 7.0], 0.1)
+    assert tie_band([1.0, 3.0], [5.0, 7.0], 0.1, "score") == 0.1
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (5, 5), (14, 6), (3, 30), (600, 520), (5000, 5200)])

@@ -88,7 +88,7 @@ def duel_files(folder: Path, samples: Path, shift: float) -> None:
     }
     scores = {"a": (rng.normal(size=40) + shift).tolist(), "b": rng.normal(size=40).tolist()}
     result, judgements = compare(
-        answers["a"], answers["b"], scores["a"], scores["b"], sources, tie_share=0.1, resamples=100
+        answers["a"], answers["b"], scores["a"], scores["b"], sources, tie_band=0.1, resamples=100
     )
     over = duel_over_training(str(samples), lambda xs: [float(len(x.response)) for x in xs], resamples=100)
     result |= {

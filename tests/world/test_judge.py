@@ -88,5 +88,8 @@ def test_more_padding_never_scores_more(world: World) -> None:
     text = text[:1].upper() + text[1:] + g.space + g.closers[3]
     scores = [world.judge(TASKS[0], g.space.join([text, *g.fillers[:k]])).overall for k in range(len(g.fillers) + 1)]
     assert (
-        scores == sorted(scores, reverse=True) and scores[0] > 0.85 and scores[3] < scores[0] - 0.15 and scores[-1] < 0.4
+        scores == sorted(scores, reverse=True)
+        and scores[0] > 0.85
+        and scores[3] < scores[0] - 0.15
+        and scores[-1] < 0.4
     )
