@@ -19,7 +19,7 @@ from ppomax.world.judge import Judge, Judgement
 from ppomax.world.prompts import MIX, NONE, Task, all_tasks, messages
 from ppomax.world.text import passage
 
-VERSION = "6"
+VERSION = "7"
 """raised with every change of what the world says or judges; ``fingerprint`` tells when that was forgotten"""
 MULTI_TURN = 0.2
 """share of prompts with an earlier exchange, of the kinds that can have one"""
