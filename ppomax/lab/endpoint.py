@@ -12,6 +12,7 @@ policy meets draw k of SFT.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -345,5 +346,9 @@ class Memory:
         return Answers(**self.value(name, lambda: vars(make())))
 
     def write(self) -> None:
+        """Add what is new to the file; another run of the same start may do so at the same time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, json.dumps(self.known) + "\n")
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+            write_atomic(self.path, json.dumps({**self.known, **before}) + "\n")

@@ -56,7 +56,7 @@ class Result:
 def thin(rows: Sequence[Mapping[str, Any]], lines: int = LINES) -> list[dict[str, Any]]:
     """Means over successive iterations of the same phase, so many that at most ``lines`` are left.
 
-    A line's iteration and update are those of its first iteration; ``iterations`` says over how many the mean goes.
+    A line's iteration and update are those of its last iteration; ``iterations`` says over how many the mean goes.
     """
     out: list[dict[str, Any]] = []
     phases = [[r for r in rows if r.get("phase") == phase] for phase in ("critic", "policy")]
@@ -65,7 +65,7 @@ def thin(rows: Sequence[Mapping[str, Any]], lines: int = LINES) -> list[dict[str
         step = math.ceil(len(part) / room) or 1
         for start in range(0, len(part), step):
             group = part[start : start + step]
-            line = {"iteration": group[0]["iteration"], "update": group[0]["update"], "phase": group[0].get("phase")}
+            line = {"iteration": group[-1]["iteration"], "update": group[-1]["update"], "phase": group[0].get("phase")}
             line["iterations"] = len(group)
             for name in KEPT:
                 values = [r[name] for r in group if isinstance(r.get(name), int | float)]

@@ -47,7 +47,10 @@ def jobs_for(runs: Sequence[Run], work: Path, results: Path, *, keep: bool) -> l
             pipelines = start_pipelines(run.stages, work)
             name = f"start-seed{run.seed}-{_short(pipelines)}"
             locks = set(pipelines)
-            out.setdefault(name, Job(name, {"kind": "start", "name": name, "pipelines": pipelines}, locks=locks))
+            out.setdefault(
+                name,
+                Job(name, {"kind": "start", "name": name, "pipelines": pipelines, "world": world_code()}, locks=locks),
+            )
             needs = {name}
         folder = work / "ppo" / f"{run.arm}-seed{run.seed}-{run.key}"
         stages = {s.name: [s.kind, str(work / s.root / s.name)] for s in run.stages.values()}
@@ -56,7 +59,8 @@ def jobs_for(runs: Sequence[Run], work: Path, results: Path, *, keep: bool) -> l
             "overrides": run.overrides, "world": world_code() if _of_a_world(run) else None, "identity": run.identity(),
         }  # fmt: skip
         spec = {
-            "kind": "run", "name": run.name, "folder": str(folder), "settings": placed(run.settings, run.stages, work),
+            "kind": "run", "name": run.name, "world": header["world"], "folder": str(folder),
+            "settings": placed(run.settings, run.stages, work),
             "endpoint": placed(run.endpoint, run.stages, work), "stages": stages, "header": header, "keep": keep,
             "memory": str(work / "memory"), "result": str(results / f"{run.name}.jsonl"),
         }  # fmt: skip

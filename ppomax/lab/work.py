@@ -41,10 +41,20 @@ def only_one(path: Path) -> Iterator[None]:
         yield
 
 
+def same_world(job: Mapping[str, Any]) -> None:
+    """UserError where the world's code has changed since the job was planned: its name would then be wrong."""
+    from ppomax.lab.plan import world_code
+
+    planned = job.get("world")
+    if planned is not None and planned != world_code():
+        raise UserError(f"{job['name']}: planned for world {planned}, but the code is now {world_code()}: start again")
+
+
 def make_start(job: Mapping[str, Any]) -> None:
     """Make the stages of one or several seeds by ``ppomax run``."""
     from ppomax.pipeline import run_pipeline
 
+    same_world(job)
     for root, pipeline in job["pipelines"].items():
         folder = Path(root)
         with only_one(folder / ".lock"):
@@ -63,6 +73,7 @@ def make_run(job: Mapping[str, Any]) -> None:
 
     folder = Path(job["folder"])
     with only_one(folder.with_name(f".{folder.name}.lock")):
+        same_world(job)
         config = from_mapping(PPOConfig, {**job["settings"], "output_dir": str(folder)}, origin=job["name"])
         began = time.monotonic()
         if not (folder / "final" / "config.json").exists():
@@ -83,9 +94,8 @@ def make_run(job: Mapping[str, Any]) -> None:
         }  # fmt: skip
         header = {**job["header"], "start": start_facts(job), "seconds": seconds, "machine": machine(config.device)}
         write_result(Path(job["result"]), header, _lines(folder / "evaluations.jsonl"), thin(rows), endpoint)
-        if not job["keep"]:
-            for part in ("checkpoints", "final", "best"):
-                shutil.rmtree(folder / part, ignore_errors=True)
+        if not job["keep"]:  # all of it: a part that stayed would be taken for one of the next run of this name
+            shutil.rmtree(folder)
 
 
 def start_facts(job: Mapping[str, Any]) -> dict[str, Any]:

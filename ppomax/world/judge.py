@@ -300,7 +300,9 @@ class Judge:
     def _of_another_thing(self, task: Task, reading: Reading) -> bool:
         """Names things, but not the one that was asked about; or declines or admits something else about it."""
         named = {(m.kind, m.number) for kind in ("entity", "stranger") for m in reading.mentions(kind)}
-        asked = ("stranger", self.reader.strangers.get(task.stranger, NONE)) if task.stranger else ("entity", task.entity)
+        asked = (
+            ("stranger", self.reader.strangers.get(task.stranger, NONE)) if task.stranger else ("entity", task.entity)
+        )
         if named and asked not in named:
             return True
         if task.kind not in ("misdeed", "mystery"):

@@ -34,7 +34,7 @@ def test_thinning_takes_means() -> None:
     out = thin([*critic, *rows])
     assert len(out) <= LINES
     assert out[0]["phase"] == "critic"
-    assert (out[1]["iteration"], out[1]["update"], out[1]["iterations"]) == (0, 0, 3)
+    assert (out[1]["iteration"], out[1]["update"], out[1]["iterations"]) == (2, 8, 3)
     assert out[1]["reward/mean"] == 1.0  # (0 + 1 + 2) / 3
     assert sum(line["iterations"] for line in out) == 101
     assert "time/total" not in out[1]

@@ -62,9 +62,9 @@ class TestCollapse:
         assert apply("collapse", COLLAPSE, v=seeds(5, FALLS, reward=GAIN), m=m)[0] == NOT
 
     def test_alone(self) -> None:
-        alone = {**COLLAPSE, "steady": None, "share": 0.667}
-        assert apply("collapse", alone, v=mixed(FALLS, FALLS, FLAT, reward=GAIN))[0] == NOT  # 2 of 3 is .6667 < .667
-        assert apply("collapse", {**alone, "share": 2 / 3}, v=mixed(FALLS, FALLS, FLAT, reward=GAIN))[0] == REPRODUCED
+        alone = {**COLLAPSE, "steady": None, "share": 0.66}
+        assert apply("collapse", alone, v=mixed(FALLS, FALLS, FLAT, reward=GAIN))[0] == REPRODUCED  # 2 of 3
+        assert apply("collapse", alone, v=mixed(FALLS, FLAT, FLAT, reward=GAIN))[0] == NOT
 
 
 CHAINS = {"chains": [["v", "a", "b"]], "drop": 0.1, "gain": 0.2}
@@ -92,7 +92,7 @@ class TestDelay:
         assert apply("delay", CHAINS, v=seeds(3, UP), a=seeds(3, UP), b=seeds(3, UP))[0] == OPEN
 
 
-ETAS = {"control": "v", "arms": ["a", "b"], "hold": 0.05, "share": 0.667}
+ETAS = {"control": "v", "arms": ["a", "b"], "hold": 0.05, "share": 0.66}
 
 
 def drifting(curve: list[float], k3: float, proxy: float, count: int = 3) -> dict[int, Any]:
