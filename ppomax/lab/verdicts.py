@@ -8,6 +8,7 @@ named, which has more answers. Win rates are against SFT sampled as the policy s
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,7 +195,9 @@ def delay(arms: Arms, t: Mapping[str, Any], out: Verdict) -> tuple[str, str]:
         means = [o.mean for o in onsets]
         gain = _paired(arms[chain[-1]], arms[chain[0]], lambda r: _onset(r, t["drop"]))
         out.note(f"{chain[-1]} less {chain[0]}", gain)
-        good.append(gain.mean >= t["gain"] and means == sorted(means))
+        # where neither of the two clips falls, it is open which of them delays more
+        strictly = all(one < other for one, other in itertools.pairwise(means))
+        good.append(gain.mean >= t["gain"] and strictly)
         bad.append(gain.mean <= 0)
         whys.append(f"{chain[-1]} falls {gain.mean:+.0%} of the run later than {chain[0]}")
     if min(fell) >= 1:

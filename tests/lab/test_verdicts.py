@@ -88,6 +88,9 @@ class TestDelay:
     def test_out_of_order(self) -> None:
         assert apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, UP), b=seeds(3, LATER))[0] == OPEN
 
+    def test_neither_clip_falls(self) -> None:
+        assert apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, UP), b=seeds(3, UP))[0] == OPEN
+
     def test_nothing_to_delay(self) -> None:
         assert apply("delay", CHAINS, v=seeds(3, UP), a=seeds(3, UP), b=seeds(3, UP))[0] == OPEN
 
