@@ -1,134 +1,74 @@
 """Every option of every stage: one frozen model a stage, a docstring under every field (``--help`` shows them).
 
 Learning rates, lengths and batch sizes belong to recipes; ``presets/*.yaml`` hold algorithm switches only.
-How files and command-line words become these models is in ``options.py``.
+How files and command-line words become these models is in ``options.py``. What all stages share is in ``config_base.py``,
+PPO in ``config_ppo.py``; both are to be had from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field
 
+from ppomax.config_base import (
+    ChatTemplate,
+    CheckpointConfig,
+    DataSource,
+    Layout,
+    LoraConfig,
+    Mixture,
+    OptimConfig,
+    RunConfig,
+    Section,
+)
+from ppomax.config_ppo import (
+    AdvantageConfig,
+    CriticConfig,
+    EntropyConfig,
+    GAEConfig,
+    GradClipConfig,
+    KLConfig,
+    PPOConfig,
+    PtxConfig,
+    RewardShapingConfig,
+    RewardSourceConfig,
+    RewardSources,
+    SamplingConfig,
+    SurrogateConfig,
+    WatchConfig,
+    as_reward_sources,
+)
 
-class Section(BaseModel):
-    """Strict and immutable: an unknown or wrongly typed field is an error, and nothing changes during a run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-def _given(value: Any) -> Any:
-    """What was set of a section, as plain data."""
-    return value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
-
-
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, section by section."""
-    merged = dict(below)
-    for name, value in above.items():
-        old, new = merged.get(name), _given(value)
-        merged[name] = _overlay(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else value
-    return merged
-
-
-# ---------------------------------------------------------------------------------------------- data
-
-Layout = Literal["auto", "hh", "preference", "messages", "prompt_completion", "prompt", "sharegpt", "text"]
-
-
-class DataSource(Section):
-    """One ingredient of a mixture."""
-
-    path: str
-    """file (.jsonl .json .parquet .csv, gzip or not), folder of such files, or hub name; $PPOMAX_DATA expands"""
-    layout: Layout = "auto"
-    """record layout; `auto` recognises it and says what it found"""
-    weight: float = Field(1.0, gt=0)
-    """how often each record occurs in an epoch: 2 = twice, 0.5 = a fixed half of them"""
-    split: str | None = None
-    """`train`, `test`, ... (hub split, `split` field, file name), or a share of the prompts by hash such as `0%:50%`"""
-    limit: int | None = Field(None, ge=1)
-    """at most this many records, the first ones"""
-
-
-def _as_sources(value: Any) -> Any:
-    """A lone string or dict is a mixture of one; a string stands for {path: string}."""
-    if isinstance(value, str | dict):
-        value = [value]
-    return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list | tuple) else value
-
-
-Mixture = Annotated[list[DataSource], BeforeValidator(_as_sources)]
-ChatTemplate = Literal["model", "human_assistant_en", "human_assistant_zh"]
-
-
-class OptimConfig(Section):
-    """AdamW and its schedule."""
-
-    lr: float = Field(1e-4, ge=0)
-    """peak learning rate"""
-    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
-    """course of the learning rate after warm-up"""
-    warmup: float = Field(0.1, ge=0, le=1)
-    """share of all updates over which the learning rate rises from 0"""
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """cosine and linear end at this share of the peak"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's betas"""
-    eps: float = Field(1e-8, gt=0)
-    """AdamW's epsilon"""
-    weight_decay: float = Field(0.0, ge=0)
-    """decoupled weight decay, on matrices only"""
-
-
-class LoraConfig(Section):
-    """Low-rank adapters instead of full training (needs peft)."""
-
-    rank: int = Field(16, ge=1)
-    """rank of the adapters"""
-    alpha: float = Field(32, gt=0)
-    """scale: the adapter's output is multiplied by alpha / rank"""
-    target_modules: str | list[str] = "all-linear"
-    """which layers get an adapter"""
-
-
-class CheckpointConfig(Section):
-    """When a run writes down everything it needs to go on."""
-
-    every: int = Field(50, ge=0)
-    """iterations (ppo) or updates (sft, reward) between checkpoints; 0 = only at the end"""
-    keep: int = Field(2, ge=1)
-    """how many of the newest checkpoints stay"""
-
-
-class RunConfig(Section):
-    """What all stages share."""
-
-    output_dir: str
-    """run directory; one that already holds a run is refused unless --resume is given"""
-    seed: int = 0
-    """seeds data order, fresh heads and sampling"""
-    device: str = "auto"
-    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`"""
-    precision: Literal["float32", "bf16"] = "float32"
-    """arithmetic of the forward pass; master weights, losses and optimiser are float32 either way"""
-    trust_remote_code: bool = False
-    """run Python code that comes with a model"""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """checkpoints and how many are kept"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_defaults(cls, values: Any) -> Any:
-        """A section given in part keeps the stage's own defaults: SFT(optim={"lr": 1e-3}) still decays by a cosine."""
-        if not isinstance(values, Mapping):
-            return values
-        fields = {name: field.default for name, field in cls.model_fields.items()}
-        sections = {name: default.model_dump() for name, default in fields.items() if isinstance(default, Section)}
-        return _overlay({name: sections[name] for name in sections if name in values}, values)
+__all__ = [
+    "AdvantageConfig",
+    "ChatTemplate",
+    "CheckpointConfig",
+    "CriticConfig",
+    "DataSource",
+    "EntropyConfig",
+    "GAEConfig",
+    "GradClipConfig",
+    "KLConfig",
+    "Layout",
+    "LoraConfig",
+    "Mixture",
+    "OptimConfig",
+    "PPOConfig",
+    "PtxConfig",
+    "RewardConfig",
+    "RewardShapingConfig",
+    "RewardSourceConfig",
+    "RewardSources",
+    "RunConfig",
+    "SFTConfig",
+    "SamplingConfig",
+    "Section",
+    "SurrogateConfig",
+    "TextDataConfig",
+    "WatchConfig",
+    "as_reward_sources",
+]
 
 
 class TextDataConfig(RunConfig):
@@ -214,285 +154,3 @@ class RewardConfig(TextDataConfig):
     """updates between evaluations on held-out pairs; 0 = at the end of the run only"""
     lora: LoraConfig | None = None
     """adapters instead of full training"""
-
-
-# ---------------------------------------------------------------------------------------------- ppo
-
-
-class SamplingConfig(Section):
-    """How responses are drawn. PPO by default samples from the policy itself, evaluation as the paper's evaluation does."""
-
-    max_new_tokens: int = Field(128, ge=1)
-    """longest response in tokens"""
-    temperature: float = Field(1.0, ge=0)
-    """divides the logits; 0 = greedy"""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """nucleus: the smallest set of tokens with at least this probability"""
-    top_k: int = Field(0, ge=0)
-    """only the k likeliest tokens; 0 = off"""
-    repetition_penalty: float = Field(1.0, gt=0)
-    """logits of tokens seen before are divided (positive) or multiplied (negative) by this; 1 = off"""
-    repetition_scope: Literal["generated", "all"] = "generated"
-    """tokens that count as seen: generated ones (released code), or the prompt's as well"""
-    stop: list[str] = []
-    """strings that end a response, besides the end-of-sequence token; rewards see them, as the policy wrote them"""
-    samples_per_prompt: int = Field(1, ge=1)
-    """responses drawn for each prompt"""
-    batch_size: int = Field(128, ge=1)
-    """sequences decoded at once; affects memory and speed only"""
-
-
-class RewardSourceConfig(Section):
-    """One source of reward: exactly one of `model`, `function`, `url`."""
-
-    name: str | None = None
-    """name in the metrics; default: from the path"""
-    model: str | list[str] | None = None
-    """reward model directory, or several that form an ensemble; own tokenizer allowed"""
-    function: str | None = None
-    """`module:function`, called as f(prompts=[messages], responses=[text]) and returning one float each"""
-    url: str | None = None
-    """HTTP endpoint: POST {"prompts": [...], "responses": [...]} answers {"scores": [...]}"""
-    weight: float = 1.0
-    """weight in the sum over sources"""
-    spread_coef: float = Field(0.0, ge=0)
-    """ensembles: mean minus this many standard deviations over the members"""
-    timeout: float = Field(30.0, gt=0)
-    """HTTP: seconds before a request is given up"""
-    retries: int = Field(3, ge=0)
-    """HTTP: further attempts after a failure, with growing pauses"""
-
-
-def _as_reward_sources(value: Any) -> Any:
-    """A string is a model directory, an http(s) address or module:function by its look; `world` is the world's judge."""
-    if isinstance(value, str | dict):
-        value = [value]
-
-    def one(v: Any) -> Any:
-        if not isinstance(v, str):
-            return v
-        if v == "world":
-            return {"function": "ppomax.world.reward:score", "name": "world"}
-        if v.startswith(("http://", "https://")):
-            return {"url": v}
-        module, _, function = v.partition(":")
-        if function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-            return {"function": v}
-        return {"model": v}
-
-    return [one(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-RewardSources = Annotated[list[RewardSourceConfig], BeforeValidator(_as_reward_sources)]
-
-
-class KLConfig(Section):
-    """Detail 1: token-level KL penalty (eq. 3, 19)."""
-
-    coef: float = Field(0.05, ge=0)
-    """eta (kl_coef); 0 = off, the KL is still measured"""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """per-token estimate used in the penalty"""
-    controller: Literal["fixed", "adaptive"] = "fixed"
-    """keep `coef`, or steer it towards `target`"""
-    target: float = Field(6.0, gt=0)
-    """adaptive: KL to hold, in nats per response"""
-    horizon: int = Field(10000, ge=1)
-    """adaptive: samples over which a 100% error changes the coefficient by at most 20%"""
-
-
-class RewardShapingConfig(Section):
-    """Details 4 and 5: what happens to the score before the KL penalty is added."""
-
-    scale: bool = False
-    """detail 4: divide by the running std, keep the mean"""
-    normalise: bool = True
-    """detail 5: subtract the historical mean and divide by the historical std (eq. 18)"""
-    clip: float | None = Field(0.8, gt=0)
-    """detail 5: clip the score to +- this after scaling or normalising; null = off"""
-    missing_eos_penalty: float = Field(0.0, ge=0)
-    """subtracted from the score of a response that hit the length limit"""
-    length_penalty: float = Field(0.0, ge=0)
-    """subtracted from the score for each response token"""
-
-
-class AdvantageConfig(Section):
-    """Detail 6: advantages, per minibatch and over valid tokens only."""
-
-    normalise: bool = False
-    """subtract the mean and divide by the std"""
-    clip: float | None = Field(None, gt=0)
-    """clip to +- this after normalising; null = off"""
-    std: Literal["unbiased", "biased"] = "unbiased"
-    """unbiased std with eps 1e-8, or the released code's biased variance with eps 1e-6"""
-
-
-class GAEConfig(Section):
-    """Detail 10: generalised advantage estimation (eq. 9)."""
-
-    gamma: float = Field(1.0, ge=0, le=1)
-    """discount"""
-    lam: float = Field(0.9, ge=0, le=1)
-    """0 = TD (eq. 10), 1 = Monte Carlo (eq. 11)"""
-    target: Literal["gae", "reward_to_go"] = "gae"
-    """what the critic learns: A + V_old (code, Fig. 1), or the discounted reward-to-go (eq. 16)"""
-
-
-class SurrogateConfig(Section):
-    """Details 2 and 11: the policy's objective."""
-
-    kind: Literal["clip", "penalty", "none"] = "clip"
-    """PPO-clip (eq. 15), PPO-penalty (eq. 14), or the bare ratio times advantage"""
-    clip_range: float = Field(0.2, gt=0)
-    """detail 11: the ratio is clipped to 1 +- this"""
-    clip_range_high: float | None = Field(None, gt=0)
-    """asymmetric clip: upper side, when it differs from `clip_range`"""
-    dual_clip: float | None = Field(None, gt=1)
-    """for negative advantages the loss is at most this times |A|; null = off"""
-    penalty_coef: float = Field(1.0, ge=0)
-    """`penalty`: weight of KL(pi_old || pi)"""
-    denominator: Literal["old", "reference"] = "old"
-    """detail 2: the ratio's denominator is the policy that sampled, or the reference model"""
-
-
-class EntropyConfig(Section):
-    """Detail 3: entropy bonus."""
-
-    coef: float = Field(0.0, ge=0)
-    """weight; 0 = off (.01 in the paper's ablation)"""
-    target: float | None = Field(None, gt=0)
-    """nats: the loss is coef * |mean entropy - target| as in the released code; null: plain bonus"""
-
-
-class CriticConfig(Section):
-    """Detail 8 and the critic's own training."""
-
-    init: str = "reward"
-    """`reward` (the first reward model), `policy` (its backbone with a fresh head), or a model directory"""
-    value_clip: float | None = Field(0.2, gt=0)
-    """detail 7: values move at most this far from the old ones before the loss is computed; null = off"""
-    pretrain_iterations: int = Field(10, ge=0)
-    """detail 8: iterations of value loss only, policy frozen; 0 = off"""
-    pretrain_plateau: float = Field(0.0, ge=0)
-    """end pre-training sooner: once 5 iterations improve on the 5 before by less than this share; 0 = off"""
-
-
-class GradClipConfig(Section):
-    """Detail 12: global gradient norm clip."""
-
-    norm: float = Field(1.0, ge=0)
-    """largest norm; 0 = off"""
-    joint: bool = False
-    """one norm over policy and critic together (released code), or one each"""
-
-
-class PtxConfig(Section):
-    """PPO-ptx (eq. 17): language-modelling loss mixed in against the alignment tax."""
-
-    coef: float = Field(0.0, ge=0)
-    """lambda_ptx; 0 = off"""
-    data: Mixture = []
-    """dialogues (loss on assistant tokens, as released) or plain text"""
-    batch_ratio: float = Field(1.0, gt=0)
-    """ptx records for each PPO sample of a minibatch"""
-    max_length: int = Field(512, ge=8)
-    """longest ptx record in tokens"""
-
-
-class WatchConfig(Section):
-    """Fixed held-out prompts that are answered at intervals, and judged against the reference's answers."""
-
-    prompts: Mixture = []
-    """held-out prompts; empty: as many of the training data as are needed, taken out of training"""
-    eval_prompts: int = Field(16, ge=0)
-    """how many are answered in samples.jsonl, the first ones"""
-    every: int = Field(10, ge=1)
-    """iterations between samples"""
-    judge: RewardSources = []
-    """what judges: `world`, or as in `reward` (weighted sum); win rates go to evaluations.jsonl; empty = off"""
-    judge_every: int = Field(10, ge=1)
-    """iterations of the policy between evaluations; there is one at the start and one at the end besides"""
-    judge_prompts: int = Field(256, ge=1)
-    """how many held-out prompts are judged, the first ones"""
-    tie_band: float = Field(0.05, ge=0)
-    """a difference of the judge's scores up to this is a tie"""
-    baselines: list[Literal["sampled", "greedy"]] = Field(["sampled"], min_length=1)
-    """the reference's answers to beat: drawn as the policy draws, or greedily; the first makes eval/win_rate"""
-    keep_best: bool = True
-    """keep the policy with the highest eval/win_rate in RUN/best"""
-
-
-class PPOConfig(RunConfig):
-    """PPO (sections 3.2, 5). The defaults are the preset `ppo_max`."""
-
-    model: str
-    """detail 9: directory or hub name of the policy's start, normally the SFT model; in memory: its name in the card"""
-    reference: str | None = None
-    """frozen reference model; default: the policy's start"""
-    reward: RewardSources = []
-    """reward sources: one or a weighted sum"""
-    prompts: Mixture = Field(min_length=1)
-    """training prompts; pairs and dialogues give their prompts; any name where prompts are in memory"""
-    chat_template: ChatTemplate = "model"
-    """how dialogues become text"""
-    max_prompt_length: int = Field(256, ge=1)
-    """longest prompt in tokens"""
-    overlong: Literal["drop", "truncate"] = "drop"
-    """longer prompts are dropped, or lose their left; either is counted and reported"""
-    split_seed: int = 0
-    """seed of all hash splits"""
-    preset: Literal["ppo_max", "ppo_max_ptx", "vanilla", "vanilla_noclip", "moss_rlhf"] = "ppo_max"
-    """named set of algorithm switches; fields given beside it win"""
-    iterations: int = Field(100, ge=1)
-    """iterations: each draws `rollout_batch` samples and makes their updates"""
-    rollout_batch: int = Field(128, ge=1)
-    """samples an iteration, over all ranks"""
-    minibatch: int = Field(32, ge=1)
-    """samples an update, over all ranks"""
-    ppo_epochs: int = Field(1, ge=1)
-    """passes over the buffer an iteration"""
-    buffer_iterations: int = Field(1, ge=1)
-    """iterations of samples kept in the buffer: 1 = only fresh ones"""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """padded tokens of one forward pass; affects memory and speed only"""
-    logprobs: Literal["raw", "scaled"] = "raw"
-    """log-probabilities of the raw logits (released code), or of logits divided by the sampling temperature"""
-    sampling: SamplingConfig = SamplingConfig()
-    """how responses are drawn"""
-    kl: KLConfig = KLConfig()
-    """detail 1"""
-    reward_shaping: RewardShapingConfig = RewardShapingConfig()
-    """details 4 and 5"""
-    advantage: AdvantageConfig = AdvantageConfig()
-    """detail 6"""
-    gae: GAEConfig = GAEConfig()
-    """detail 10"""
-    surrogate: SurrogateConfig = SurrogateConfig()
-    """details 2 and 11"""
-    entropy: EntropyConfig = EntropyConfig()
-    """detail 3"""
-    critic: CriticConfig = CriticConfig()
-    """details 7 and 8"""
-    grad_clip: GradClipConfig = GradClipConfig()
-    """detail 12"""
-    ptx: PtxConfig = PtxConfig()
-    """language-modelling mix"""
-    policy_optim: OptimConfig = OptimConfig(lr=1e-5)
-    """policy optimiser"""
-    critic_optim: OptimConfig = OptimConfig(lr=3e-5)
-    """critic optimiser"""
-    lora: LoraConfig | None = None
-    """adapters for policy and critic; the reference is the policy without its adapter"""
-    watch: WatchConfig = WatchConfig()
-    """samples of fixed prompts at intervals"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        """The preset's switches lie under what is given: PPOConfig(preset="vanilla", kl={"coef": 0.1})."""
-        if not isinstance(values, Mapping):
-            return values
-        file = resources.files("ppomax") / "presets" / f"{values.get('preset', 'ppo_max')}.yaml"
-        if not file.is_file():  # the field's own check will say so
-            return values
-        return _overlay(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, values)

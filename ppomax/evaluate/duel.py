@@ -28,7 +28,7 @@ from ppomax.config import (
     RewardSourceConfig,
     RunConfig,
     SamplingConfig,
-    _as_reward_sources,
+    as_reward_sources,
 )
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Prompt
@@ -81,7 +81,7 @@ class DuelConfig(RunConfig):
         max_new_tokens=2048, temperature=0.8, top_p=0.9, repetition_penalty=1.1, batch_size=32
     )
     """how answers are drawn; max_new_tokens is lowered, for both sides alike, to what the smaller context leaves"""
-    judge: Annotated[list[RewardSourceConfig], BeforeValidator(_as_reward_sources), Field(min_length=1)]
+    judge: Annotated[list[RewardSourceConfig], BeforeValidator(as_reward_sources), Field(min_length=1)]
     """what scores the answers: a reward model, several (weighted sum), `module:function`, or an HTTP endpoint"""
     tie_band: float = Field(0.1, ge=0)
     """a difference of scores up to this is a tie"""

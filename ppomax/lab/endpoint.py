@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppomax.config import PPOConfig, RewardSourceConfig, SamplingConfig, _as_reward_sources
+from ppomax.config import PPOConfig, RewardSourceConfig, SamplingConfig, as_reward_sources
 from ppomax.data.batches import token_budget
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Prompt
@@ -229,7 +229,7 @@ def run_endpoint(ppo: PPOConfig, settings: dict[str, Any], policy_dir: Path, mem
         raise UserError(f"endpoint.prompts: {len(prompts)} fit: at least 2 are needed")
 
     def sources(value: Any) -> list[RewardSource]:
-        read = [RewardSourceConfig.model_validate(v) for v in _as_reward_sources(value)]
+        read = [RewardSourceConfig.model_validate(v) for v in as_reward_sources(value)]
         return [make_source(v, chat, device=device, trust_remote_code=trust) for v in read]
 
     second = sources(config.second_judge) if config.second_judge else []
