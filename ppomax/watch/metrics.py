@@ -5,12 +5,19 @@ Everything here is arithmetic on tensors: no model, no configuration.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from ppomax.rl.advantages import explained_variance
 from ppomax.rl.moments import masked_mean
 from ppomax.rl.rewards import kl_estimate
+
+REPEATED_NGRAM = 4
+"""tokens of a sequence that counts as repeated when a response has it again"""
 
 
 def perplexity(logprobs: Tensor, mask: Tensor) -> float:
@@ -51,4 +58,49 @@ def experience_metrics(
         "policy/entropy": masked_mean(entropy.double(), mask).item(),
         "value/mean": masked_mean(values.double(), mask).item(),
         "value/explained_variance": explained_variance(values, returns, mask),
+        **reward_shape(scores),
+        **position_metrics(logprobs, ref_logprobs, mask),
+    }
+
+
+def reward_shape(scores: Tensor) -> dict[str, float]:
+    """Quantiles and skewness of the scores (B,): the right tail of Fig. 13. Skewness is 0 where all are equal."""
+    values = scores.double()
+    low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.double)).tolist()
+    centred = values - values.mean()
+    variance = (centred**2).mean()
+    skewness = ((centred**3).mean() / variance**1.5).item() if variance > 0 else 0.0
+    return {"reward/p5": low, "reward/p50": middle, "reward/p95": high, "reward/skewness": skewness}
+
+
+def position_metrics(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """k1 (nats a token) over the first, middle and last third of each response's own tokens, from (B, T) tensors.
+
+    Token i of n (from 0) lies in third 3 i // n; a third that has no token in any response is left out.
+    """
+    k1 = kl_estimate(logprobs.double(), ref_logprobs.double(), "k1")
+    place = mask.long().cumsum(dim=1) - 1
+    third = 3 * place // mask.sum(dim=1, keepdim=True).clamp(min=1)
+    parts = {name: mask & (third == i) for i, name in enumerate(("first", "middle", "last"))}
+    return {f"kl/{name}_third": masked_mean(k1, part).item() for name, part in parts.items() if part.any()}
+
+
+def response_metrics(ids: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, float]:
+    """Diversity and repetition of one iteration's responses: token ids, and the same as texts."""
+    pairs = [pair for row in ids for pair in pairwise(row)]
+    repeats, grams = 0, 0
+    for row in ids:
+        own = list(zip(*(row[i:] for i in range(REPEATED_NGRAM)), strict=False))
+        grams += len(own)
+        repeats += len(own) - len(set(own))
+    joined = "\n".join(texts).encode()
+    lengths = torch.tensor([float(len(row)) for row in ids], dtype=torch.double)
+    low, high = torch.quantile(lengths, torch.tensor([0.05, 0.95], dtype=torch.double)).tolist()
+    return {
+        "response/length_p5": low,
+        "response/length_p95": high,
+        "response/distinct": len(set(texts)) / len(texts),
+        "response/distinct_2": len(set(pairs)) / max(len(pairs), 1),
+        "response/repeated_ngram_rate": repeats / max(grams, 1),
+        "response/compression": len(zlib.compress(joined, 6)) / max(len(joined), 1),
     }

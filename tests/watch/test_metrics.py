@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from ppomax.train.run import plain
-from ppomax.watch.metrics import experience_metrics, perplexity, perplexity_moss
+from ppomax.watch.metrics import (
+    experience_metrics,
+    perplexity,
+    perplexity_moss,
+    position_metrics,
+    response_metrics,
+    reward_shape,
+)
 
 MASK = torch.tensor([[True, True, False], [True, False, True]])  # a short answer, and one with a gap
 LOGPROBS = torch.tensor([[-1.0, -2.0, 9.0], [-0.5, 9.0, -0.5]])
@@ -38,6 +45,9 @@ def test_by_hand() -> None:
         "value/mean": 1.5,
         # errors 1, 0, 0, 1: variance 1/3; returns 1, 1, 2, 4: variance 2
         "value/explained_variance": 1 - (1 / 3) / 2,
+        "reward/p5": 1.15, "reward/p50": 2.5, "reward/p95": 3.85, "reward/skewness": 0.0,
+        # two tokens each: the first lies in the first third, the second in the middle one
+        "kl/first_third": (0.5 - 0.25) / 2, "kl/middle_third": (0 + 0.5) / 2,
     }  # fmt: skip
     assert found == pytest.approx(wanted, rel=1e-6)
 
@@ -88,3 +98,37 @@ def test_json_has_no_nan() -> None:
     line = plain({"a": math.nan, "b": [math.inf, 1.0], "c": {"d": -math.inf}, "e": (1, "x"), "f": None, "g": True})
     assert line == {"a": None, "b": [None, 1.0], "c": {"d": None}, "e": [1, "x"], "f": None, "g": True}
     assert json.loads(json.dumps(line, allow_nan=False)) == line
+
+
+def test_thirds_of_a_response_with_a_gap() -> None:
+    mask = torch.tensor([[True, True, False, True, True, True, True], [True, False, False, False, False, False, False]])
+    differences = torch.tensor([[1.0, 2.0, 99.0, 3.0, 4.0, 5.0, 6.0], [10.0, 0, 0, 0, 0, 0, 0]])
+    found = position_metrics(differences, torch.zeros_like(differences), mask)
+    wanted = {"kl/first_third": (1 + 2 + 10) / 3, "kl/middle_third": (3 + 4) / 2, "kl/last_third": (5 + 6) / 2}
+    assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_skewness_by_hand() -> None:
+    found = reward_shape(torch.tensor([0.0, 0.0, 0.0, 4.0]))  # deviations -1, -1, -1, 3: moments 3 and 6
+    assert found["reward/skewness"] == pytest.approx(6 / 3**1.5, rel=1e-12)
+    assert reward_shape(torch.ones(3))["reward/skewness"] == 0
+
+
+def test_responses_by_hand() -> None:
+    ids = [[1, 2, 1, 2, 1, 2], [1, 2, 1, 2, 1, 2], [3], [4, 5]]
+    found = response_metrics(ids, ["ababab", "ababab", "c", "de"])
+    assert found["response/distinct"] == 3 / 4
+    assert found["response/distinct_2"] == 3 / 11  # (1, 2), (2, 1), (4, 5) of 5 + 5 + 0 + 1 pairs
+    assert found["response/repeated_ngram_rate"] == 2 / 6  # 1212 2121 1212, twice: one of three is a repeat
+    assert found["response/length_p5"] == pytest.approx(1.15) and found["response/length_p95"] == pytest.approx(6.0)
+    assert response_metrics([[1]], ["a"])["response/distinct_2"] == 0
+
+
+def test_repetition_compresses() -> None:
+    loops = response_metrics([[1, 2] * 50] * 4, ["ab" * 50] * 4)["response/compression"]
+    words = ["the sky is blue because air scatters it", "a fox ran to a river", "boil an egg", "七乘八是五十六"]
+    assert loops < 0.1 < 0.8 < response_metrics([[1]] * 4, words)["response/compression"]
+
+
+def test_impossible_scores_are_told_and_do_not_raise() -> None:
+    assert math.isnan(reward_shape(torch.tensor([1.0, math.nan]))["reward/p50"])

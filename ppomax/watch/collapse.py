@@ -1,0 +1,160 @@
+"""The collapse watch: reads one line of metrics an iteration, and says what turns, since when, and what can be done.
+
+    watch = CollapseWatch()
+    for line in lines_of_metrics:
+        for alarm in watch.step(line):
+            print(alarm.level, alarm.message)
+
+``scan("RUN/metrics.jsonl")`` does so for a run that has ended. Nothing is random: the same lines give the same alarms.
+What is detected and how it was judged: docs/watch.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ppomax.errors import UserError
+from ppomax.watch.detectors import LEVELS, Level, look
+from ppomax.watch.history import History
+
+MEMORY = 10
+"""iterations for which a sign counts after it was last seen"""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A line of RUN/alarms.jsonl."""
+
+    iteration: int
+    level: Level
+    detector: str
+    since: int
+    """iteration at which it began, as far as can be told"""
+    message: str
+    """one sentence"""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class CollapseWatch:
+    """Online: `step` takes one line of metrics.jsonl and returns the new alarms, most often none.
+
+    A detector speaks when its sign has held for its patience, once a level; again after `MEMORY` iterations without it.
+    The level ``collapse`` is reached by two kinds of warnings within `MEMORY` iterations, one of them about distance or
+    reward, by a KL beyond the entropy of the start, or by a number that is not finite.
+    """
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.seen: dict[str, dict[str, Any]] = {}
+        """by detector: the run of signs that is going on (since, last, count, level told, kind)"""
+
+    def step(self, metrics: Mapping[str, Any]) -> list[Alarm]:
+        """Alarms of this iteration; ``metrics`` has at least ``iteration``, and whatever else is known."""
+        iteration = int(metrics["iteration"])
+        self.history.add(metrics)
+        for name in [n for n, s in self.seen.items() if iteration - s["last"] > MEMORY]:
+            del self.seen[name]
+        alarms = self._not_finite(metrics, iteration)
+        if metrics.get("phase", "policy") != "policy":
+            return alarms
+        for detector, sign in look(self.history):
+            state = self.seen.setdefault(
+                detector.name,
+                {"since": self.history.iteration(sign.ago), "last": iteration - 1, "count": 0, "told": -1, "kind": ""},
+            )
+            # a single miss starts the count anew, not the episode
+            state["count"] = state["count"] + 1 if state["last"] == iteration - 1 else 1
+            state["last"] = iteration
+            level = LEVELS.index(sign.level)
+            if state["count"] < detector.patience:
+                continue
+            if level >= LEVELS.index(detector.counts_from):
+                state["kind"] = detector.kind
+            if level > state["told"]:
+                state["told"] = level
+                text = f"{sign.what}, since iteration {state['since']}; usually {detector.means}. {detector.advice}"
+                alarms.append(Alarm(iteration, sign.level, detector.name, state["since"], text))
+        return alarms + self._combined(iteration, alarms)
+
+    def _not_finite(self, metrics: Mapping[str, Any], iteration: int) -> list[Alarm]:
+        bad = [
+            name
+            for name, value in metrics.items()
+            if "/" in name and (value is None or (isinstance(value, float) and not math.isfinite(value)))
+        ]
+        if not bad:
+            return []
+        known = "not_finite" in self.seen
+        state = self.seen.setdefault("not_finite", {"since": iteration, "count": 1, "told": 2, "kind": ""})
+        state["last"] = iteration
+        if known:
+            return []
+        text = (
+            f"{', '.join(bad)} not finite, since iteration {iteration}; usually the learning rate is too high. Details 1, 11 "
+            "and 12: lower policy_optim.lr or critic_optim.lr, set grad_clip.norm, raise kl.coef"
+        )
+        return [Alarm(iteration, "collapse", "not_finite", iteration, text)]
+
+    def _combined(self, iteration: int, alarms: list[Alarm]) -> list[Alarm]:
+        """One more alarm where warnings of two kinds meet."""
+        signs = {name: s for name, s in self.seen.items() if s["kind"]}
+        kinds = {s["kind"] for s in signs.values()}
+        if len(kinds) < 2 or not kinds & {"distance", "reward"}:
+            return []
+        state = self.seen.get("combined")
+        since = min(s["since"] for s in signs.values())
+        if state is not None:
+            state["last"] = iteration
+            return []
+        self.seen["combined"] = {"since": since, "last": iteration, "count": 1, "told": 2, "kind": ""}
+        if any(a.level == "collapse" for a in alarms):
+            return []
+        names = " and ".join(sorted(signs))
+        text = (
+            f"{names} warn together, since iteration {since}; usually the policy exploits the reward model and its answers are "
+            "becoming worse (section 5.2). Details 1 and 5: raise kl.coef, lower reward_shaping.clip; go back to an "
+            "earlier checkpoint"
+        )
+        return [Alarm(iteration, "collapse", "combined", since, text)]
+
+    @property
+    def healthy_until(self) -> float:
+        """The iteration before which nothing that is going on had begun; infinite while there is no warning."""
+        return min((s["since"] for s in self.seen.values() if s["told"] >= 1), default=math.inf)
+
+    def forget_after(self, iteration: int) -> None:
+        """The weights went back to those before ``iteration``: so do the memories."""
+        self.history.forget_after(iteration)
+        self.seen = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history.state_dict(), "seen": {k: dict(v) for k, v in self.seen.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.history.load_state_dict(state["history"])
+        self.seen = {k: dict(v) for k, v in state["seen"].items()}
+
+
+def scan(path: str | Path) -> list[Alarm]:
+    """All alarms that the watch gives for a metrics.jsonl, or for the run directory that holds one."""
+    file = Path(path)
+    file = file / "metrics.jsonl" if file.is_dir() else file
+    if not file.exists():
+        raise UserError(f"{file}: no such file; name a run directory or its metrics.jsonl")
+    watch, alarms = CollapseWatch(), []
+    for i, text in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+            alarms += watch.step(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{file}:{i}: not a line of metrics with an `iteration`") from None
+    return alarms
