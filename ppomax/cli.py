@@ -25,7 +25,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("ppomax.commands.chat", "talk to a model, or to two side by side"),
     "generate": ("ppomax.commands.generate", "answer files of prompts"),
     "duel": ("ppomax.commands.duel", "who answers better, by a judge: win, tie, lose, intervals, length-controlled"),
-    "annotate": ("ppomax.commands.annotate", "people compare two answers blind on a local page; preference pairs from it"),
+    "evaluate": (
+        "ppomax.commands.evaluate",
+        "reward models on held-out pairs: accuracy, calibration, length bias, agreement",
+    ),
+    "annotate": (
+        "ppomax.commands.annotate",
+        "people compare two answers blind on a local page; preference pairs from it",
+    ),
     "exam": ("ppomax.commands.exam", "multiple-choice questions from local files, several models side by side"),
     "lab": ("ppomax.commands.lab", "the claims of the paper, tested in the embedded world: runs, verdicts, one page"),
     "details": ("ppomax.commands.details", "the twelve implementation details: presets, options, code, metrics"),

@@ -23,6 +23,7 @@ USAGE = {
     "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
     "duel": "A B --prompts FILE ... --judge MODEL --output_dir DIR [--field value ...] | CONFIG.yaml [--resume]",
     "exam": "MODEL ... --data FILE ... [--field value ...] | CONFIG.yaml [--resume]",
+    "evaluate": "MODEL ... --data PAIRS ... [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
 }
 """what follows the verb; the stages' own line is the default"""
@@ -56,6 +57,11 @@ EXAMPLES = {
         "ppomax exam runs/sft/final --data world/exam.jsonl",
         "ppomax exam runs/sft/final runs/ppo/final --data world/exam.jsonl --output_dir runs/exam",
         "ppomax exam runs/ppo/final --data ceval-exam --shots 5 --score letter --output_dir runs/ceval",
+    ),
+    "evaluate": (
+        "ppomax evaluate runs/reward/final --data pairs_heldout.jsonl",
+        "ppomax evaluate runs/reward/final other/reward_model --data pairs_heldout.jsonl --output_dir runs/evaluation",
+        "ppomax evaluate runs/reward/final --data rewardbench.jsonl --subset subset --output_dir runs/rewardbench",
     ),
     "sft": (
         "ppomax sft --model base --data dialogues.jsonl --output-dir runs/sft",

@@ -9,9 +9,9 @@
       - {name: ppo, kind: ppo, model: "${sft}", reward: "${rm}", prompts: prompts.jsonl}
 
 A stage works in ``output_dir/NAME``. ``${sft}`` is the model that an earlier stage leaves (of ``generate`` the file of
-answers, of ``world``, ``duel`` and ``exam`` the folder), ``${sft.dir}`` its directory. A finished stage is skipped, an
-interrupted one resumed; a stage whose settings changed, or whose inputs were made anew since, is refused: remove its
-directory to run it again. All stages are checked before the first one runs.
+answers, of ``world``, ``duel``, ``evaluate`` and ``exam`` the folder), ``${sft.dir}`` its directory. A finished stage is
+skipped, an interrupted one resumed; a stage whose settings changed, or whose inputs were made anew since, is refused:
+remove its directory to run it again. All stages are checked before the first one runs.
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ KINDS: dict[str, Kind] = {
         place="out",
     ),
     "duel": Kind("ppomax.evaluate.duel:DuelConfig", "ppomax.evaluate.duel:run_duel", ".", proof="result.json"),
+    "evaluate": Kind(
+        "ppomax.evaluate.reward_evaluation:EvaluateConfig",
+        "ppomax.evaluate.reward_evaluation:run_evaluation",
+        ".",
+        proof="result.json",
+    ),
     "exam": Kind("ppomax.evaluate.exam:ExamConfig", "ppomax.evaluate.exam:run_exam", ".", proof="result.json"),
 }
 HARMLESS = {"device", "checkpoint.every", "checkpoint.keep", "micro_batch_tokens", "sampling.batch_size"}
