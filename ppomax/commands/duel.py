@@ -1,11 +1,14 @@
-"""``ppomax duel A B --prompts FILE --judge MODEL --output_dir DIR``, or ``ppomax duel CONFIG.yaml``."""
+"""``ppomax duel A B --prompts FILE --judge JUDGE --output_dir DIR``, ``ppomax duel CONFIG.yaml``, and
+``ppomax duel report DIR DIR ...``: do the judges of finished duels agree?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ppomax.commands.stage import sort_words
 from ppomax.evaluate.duel import UNIT, DuelConfig, run_duel
+from ppomax.evaluate.duel_report import DuelReportConfig, report_duels
 from ppomax.options import dump_yaml, help_text, resolve, warnings_for
 
 
@@ -23,18 +26,123 @@ def table(result: dict[str, Any]) -> str:
             f"p = {part['sign_test_p']:.2g}"
         )
     overall = result["overall"]
-    lines += [
-        "",
-        f"mean length: A {overall['mean_length_a']:.0f}, B {overall['mean_length_b']:.0f} {UNIT}; "
-        f"mean score: A {result['mean_score_a']:.3f}, B {result['mean_score_b']:.3f}; "
-        f"a difference up to {result['tie_band']:.3g} is a tie",
-        f"length control: {overall['length_controlled']['model']}",
-    ]
+    lengths = f"mean length: A {overall['mean_length_a']:.0f}, B {overall['mean_length_b']:.0f} {UNIT}"
+    if result["tie_band"] is not None:
+        lengths += (
+            f"; mean score: A {result['mean_score_a']:.3f}, B {result['mean_score_b']:.3f}; "
+            f"a difference up to {result['tie_band']:.3g} is a tie"
+        )
+    lines += ["", lengths, f"length control: {overall['length_controlled']['model']}"]
+    if result.get("llm"):
+        lines += llm_lines(result["llm"])
     return "\n".join(lines)
+
+
+def llm_lines(about: Mapping[str, Any]) -> list[str]:
+    """What is to be known of an LLM judge's work."""
+    position, missing, tokens = about["position"], about["questions_without_verdict"], about["tokens"]
+    why = ", ".join(f"{n} {word}" for word, n in missing.items() if n)
+    faults = ", ".join(f"{n} {kind}" for kind, n in about["faults"].items())
+    identical = f", {about['identical']} pairs of equal answers not asked" if about["identical"] else ""
+    return [
+        f"both orders asked, disagreement is a tie: {about['questions']} questions{identical}; "
+        f"without a verdict: {sum(missing.values())}{f' ({why})' if why else ''}, which makes "
+        f"{about['prompts_without_verdict']} of the ties",
+        f"position: {position['flipped_pairs']} of {position['both_decided']} decided pairs changed with the order"
+        + (f", to the first shown in {_interval(position['first_when_flipped'])}" if position["flipped_pairs"] else "")
+        + f"; first shown preferred in {_interval(position['preferred_first'])} of all verdicts",
+        f"{about['requests']} requests ({about['malformed_replies']} malformed replies; faults: {faults or 'none'}), "
+        f"{tokens['prompt']} + {tokens['completion']} tokens"
+        + (f", estimated for {tokens['estimated_replies']} replies" if tokens["estimated_replies"] else ""),
+    ]
+
+
+def _interval(estimate: Mapping[str, Any] | None, percent: bool = True) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "-"
+    shown = [
+        "-" if estimate[k] is None else f"{estimate[k]:.1%}" if percent else f"{estimate[k]:.2f}"
+        for k in ("value", "low", "high")
+    ]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def agreement_table(report: Mapping[str, Any]) -> str:
+    """Agreement for a terminal: a line a judge, a line a pair of judges, and all together."""
+    judges = report["judges"]
+    letters = {name: f"J{i}" for i, name in enumerate(judges, 1)}
+    lines = [
+        f"A = {report['a']}",
+        f"B = {report['b']}",
+        *(f"{letters[n]} = {n} ({j['place']})" for n, j in judges.items()),
+    ]
+    lines += ["", f"{report['items']} pairs of answers judged by all"]
+    head = (
+        "",
+        "judged",
+        "win",
+        "tie",
+        "lose",
+        "A wins (95%)",
+        "longer wins (95%)",
+        "length slope (95%)",
+        "first shown preferred",
+    )
+    rows: list[tuple[str, ...]] = [head]
+    for name, j in judges.items():
+        position = j["position"]["preferred_first"] if j["position"] else None
+        rows.append((
+            letters[name], *(str(j[k]) for k in ("judged", "win", "tie", "lose")), _interval(j["win_rate"]),
+            _interval(j["length"]["longer_wins"]), _interval(j["length"]["slope"], False), _interval(position),
+        ))  # fmt: skip
+    lines += [*_columns(rows), ""]
+    rows = [("", "pairs", "agreement (95%)", "where both decide", "kappa", "kappa, linear", "alpha, ordinal")]
+    for p in report["pairs"]:
+        rows.append((
+            f"{letters[p['one']]} {letters[p['other']]}", str(p["items"]), _interval(p["agreement"]),
+            _interval(p["agreement_decided"]), _interval(p["kappa"], False), _interval(p["kappa_linear"], False),
+            _interval(p["alpha_ordinal"], False),
+        ))  # fmt: skip
+    lines += [*_columns(rows), ""]
+    everyone = report["all_judges"]
+    lines.append(
+        f"all judges, Krippendorff's alpha: nominal {_interval(everyone['alpha_nominal'], False)}, "
+        f"ordinal {_interval(everyone['alpha_ordinal'], False)}"
+    )
+    for name, j in judges.items():
+        if j["left_out"] or j["without_verdict"]:
+            lines.append(
+                f"{letters[name]}: {j['left_out']} pairs left out that not all judged, {j['without_verdict']} without a verdict"
+            )
+    return "\n".join(lines)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def report_main(words: list[str]) -> int:
+    """``ppomax duel report``."""
+    given = sort_words(words, ["--print-config"])
+    if "--help" in given.switches:
+        print(help_text(DuelReportConfig, "duel report"))
+        return 0
+    options = [*(["--duels", *given.leading] if given.leading else []), *given.options]
+    config = resolve(DuelReportConfig, options)
+    if "--print-config" in given.switches:
+        print(dump_yaml(config), end="")
+        return 0
+    print(agreement_table(report_duels(config)))
+    if config.output_dir:
+        print(f"written to {config.output_dir}")
+    return 0
 
 
 def main(verb: str, words: list[str]) -> int:
     """Run the verb."""
+    if words and words[0] == "report":
+        return report_main(words[1:])
     given = sort_words(words, ["--resume", "--print-config"])
     if "--help" in given.switches:
         print(help_text(DuelConfig, verb))

@@ -3,11 +3,11 @@
     ppomax duel runs/ppo/final runs/sft/final --prompts test.jsonl --judge runs/judge/final --output_dir runs/duel
 
 Each prompt gets one answer from either side (section 6 of the paper), drawn as the paper's evaluation draws them. The
-judge reads prompt and answer as text, in its own tokens, so policies of any tokenizer can meet. A win is a win of A;
-how rates and intervals are made is told in ``winrate.py``.
+judge reads prompt and answer as text, in its own tokens, so policies of any tokenizer can meet; what may judge is told in
+``judges.py``. A win is a win of A; how rates and intervals are made is told in ``winrate.py``.
 
 Written to the run directory: config.yaml, answers_a.jsonl, answers_b.jsonl (of models: kept as they are drawn, so that a
-killed duel goes on), judgements.jsonl, result.json, and metrics.jsonl (seconds taken).
+killed duel goes on), judgements.jsonl, result.json, metrics.jsonl (seconds taken), and of an LLM judge judge_raw.jsonl.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from ppomax.config import (
     ChatTemplate,
     Mixture,
-    RewardSourceConfig,
     RunConfig,
     SamplingConfig,
-    as_reward_sources,
 )
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Prompt
@@ -43,17 +41,16 @@ from ppomax.evaluate.answers import (
     read_answers,
     read_samples,
 )
-from ppomax.evaluate.winrate import TieUnit, outcomes_from_scores, summarise
-from ppomax.evaluate.winrate import tie_band as width_of
+from ppomax.evaluate.judges import Judged, Judges, PairJudge, ScoreJudge, Scorer, judged_by_scores, make_judge
+from ppomax.evaluate.llm_endpoint import LLMConfig
+from ppomax.evaluate.winrate import TieUnit, summarise
 from ppomax.models.loading import load_causal_lm, load_tokenizer
-from ppomax.rollout.reward_sources import Sample, combine, make_source
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.run import RunDirectory, plain
 
 UNIT = "characters"
 """lengths are counted in characters: the two sides may have different tokenizers"""
 SIDES = ("a", "b")
-Scorer = Callable[[Sequence[Answer]], list[float]]
 
 
 class DuelConfig(RunConfig):
@@ -81,10 +78,12 @@ class DuelConfig(RunConfig):
         max_new_tokens=2048, temperature=0.8, top_p=0.9, repetition_penalty=1.1, batch_size=32
     )
     """how answers are drawn; max_new_tokens is lowered, for both sides alike, to what the smaller context leaves"""
-    judge: Annotated[list[RewardSourceConfig], BeforeValidator(as_reward_sources), Field(min_length=1)]
-    """what scores the answers: a reward model, several (weighted sum), `module:function`, or an HTTP endpoint"""
+    judge: Judges
+    """who judges: `rm:PATH` (several: weighted sum), `world`, `llm:MODEL`, `module:function`, or an http(s) address"""
+    llm: LLMConfig = LLMConfig()
+    """how an `llm:MODEL` judge is asked; a key is read from the environment"""
     tie_band: float = Field(0.1, ge=0)
-    """a difference of scores up to this is a tie"""
+    """a difference of scores up to this is a tie; an LLM names ties itself"""
     tie_unit: TieUnit = "std"
     """`std`: tie_band is a share of the scores' std; `score`: it is in the judge's own units, as watch.tie_band is"""
     over_training: str | None = None
@@ -108,7 +107,11 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         return dict(json.loads(finished.read_text(encoding="utf-8")))
 
     say = _printer(ranks)
-    judge = Judge(config, ranks)
+    judge = make_judge(
+        config.judge, config.llm, ranks, finished.parent, tie_band=config.tie_band, tie_unit=config.tie_unit,
+        seed=config.seed, resamples=config.resamples, chat_template=config.chat_template, precision=config.precision,
+        micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
     moments = read_samples(config.over_training) if config.over_training else []
     files = {side: _read_side(config, side, say) for side in SIDES}
     formats = {side: _format(config, side) for side in SIDES if files[side] is None}
@@ -136,15 +139,14 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         seconds[f"time/answers_{side}"] = time.perf_counter() - began
 
     began = time.perf_counter()
-    scores = {side: judge(answers[side]) for side in SIDES}
-    result, judgements = compare(
-        answers["a"], answers["b"], scores["a"], scores["b"], [p.source for p in prompts],
-        tie_band=config.tie_band, tie_unit=config.tie_unit, seed=config.seed, resamples=config.resamples,
+    result, judgements = tally(
+        answers["a"], answers["b"], judge.compare(answers["a"], answers["b"]), [p.source for p in prompts],
+        seed=config.seed, resamples=config.resamples,
     )  # fmt: skip
     result = {
         "a": _name(config, "a"),
         "b": _name(config, "b"),
-        "judge": [source.name or source.model or source.function or source.url for source in config.judge],
+        "judge": judge.names,
         **result,
         "left_out": left_out,
         "sampled": {"max_new_tokens": sampling.max_new_tokens} if formats else None,
@@ -156,14 +158,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         for moment in moments:  # samples.jsonl does not say where its prompts come from
             for key, answer in moment.answers.items():
                 moment.answers[key] = replace(answer, source=named.get(key, answer.source))
-        result["over_training"] = duel_over_training(
-            moments,
-            judge,
-            tie_band=config.tie_band,
-            tie_unit=config.tie_unit,
-            seed=config.seed,
-            resamples=config.resamples,
-        )
+        result["over_training"] = duel_over_training(moments, judge, seed=config.seed, resamples=config.resamples)
     run.log({**seconds, "time/judge": time.perf_counter() - began})
     result["judge_truncated"] = judge.truncated()
     if result["judge_truncated"]:
@@ -179,13 +174,22 @@ def compare(
     a: Sequence[Answer], b: Sequence[Answer], scores_a: Sequence[float], scores_b: Sequence[float], sources: Sequence[str],
     *, tie_band: float, tie_unit: TieUnit = "std", seed: int = 0, resamples: int = 1000,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
-    """(result, one judgement a prompt) of scored answers to the same prompts in the same order.
+    """`tally` of scored answers."""
+    return tally(
+        a, b, judged_by_scores(scores_a, scores_b, tie_band, tie_unit), sources, seed=seed, resamples=resamples
+    )
 
-    result: overall and by_source as `winrate.summarise` gives them, tie_band (in units of the score), mean_score_a,
-    mean_score_b.
+
+def tally(
+    a: Sequence[Answer], b: Sequence[Answer], judged: Judged, sources: Sequence[str], *, seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """(result, one judgement a prompt) of judged answers to the same prompts in the same order.
+
+    result: overall and by_source as `winrate.summarise` gives them, and what the judge tells: tie_band (in units of the
+    score), mean_score_a, mean_score_b, and `llm` of a language model.
     """
-    band = width_of(scores_a, scores_b, tie_band, tie_unit)
-    outcomes = outcomes_from_scores(scores_a, scores_b, band)
+    outcomes = judged.outcomes
     lengths = [[len(answer.response) for answer in side] for side in (a, b)]
 
     def summary(rows: Sequence[int]) -> dict[str, Any]:
@@ -198,9 +202,7 @@ def compare(
     result = {
         "overall": summary(range(len(outcomes))),
         "by_source": {name: summary(rows) for name, rows in by_source.items()},
-        "tie_band": band,
-        "mean_score_a": sum(scores_a) / len(scores_a),
-        "mean_score_b": sum(scores_b) / len(scores_b),
+        **judged.about,
     }
     words = {1: "win", 0: "tie", -1: "lose"}
     judgements = [
@@ -208,8 +210,7 @@ def compare(
             "prompt": [dict(m) for m in a[i].prompt],
             "response_a": a[i].response,
             "response_b": b[i].response,
-            "score_a": scores_a[i],
-            "score_b": scores_b[i],
+            **judged.rows[i],
             "length_a": lengths[0][i],
             "length_b": lengths[1][i],
             "outcome": words[int(outcomes[i])],
@@ -222,7 +223,7 @@ def compare(
 
 def duel_over_training(
     samples: Sequence[Any] | str,
-    judge: Scorer,
+    judge: PairJudge | Scorer,
     *,
     tie_band: float = 0.1,
     tie_unit: TieUnit = "std",
@@ -232,10 +233,12 @@ def duel_over_training(
     """Judged win rate over training: a PPO run's answers to its fixed prompts, at each time, against its first ones.
 
     The first answers are those of the model that PPO started from, with the same random numbers. ``samples`` is a
-    samples.jsonl or what `read_samples` made of it. One dict a time: iteration, update, overall and by_source (as in
-    `compare`), tie_band, mean_score (judge's), mean_score_first, and means of what the run itself wrote down:
-    trained_score, kl (nats a response), length_tokens.
+    samples.jsonl or what `read_samples` made of it; ``judge`` compares, or is a function that scores answers, whose scores
+    are then compared by ``tie_band``. One dict a time: iteration, update, overall and by_source (as in `tally`), tie_band,
+    mean_score (judge's), mean_score_first, and means of what the run itself wrote down: trained_score, kl (nats a
+    response), length_tokens.
     """
+    pairs: PairJudge = judge if isinstance(judge, PairJudge) else ScoreJudge(judge, ["function"], tie_band, tie_unit)
     moments = read_samples(samples) if isinstance(samples, str) else list(samples)
     first = moments[0].answers
     for moment in moments:
@@ -243,24 +246,12 @@ def duel_over_training(
             raise UserError(
                 f"over_training: iteration {moment.iteration} answers other prompts than iteration {moments[0].iteration}"
             )
-    keys = list(first)
-    every = [[moment.answers[key] for key in keys] for moment in moments]
-    flat = judge([answer for answers in every for answer in answers])
-    scores = [flat[i * len(keys) : (i + 1) * len(keys)] for i in range(len(every))]
+    base = list(first.values())
     out = []
-    for moment, answers, own in zip(moments, every, scores, strict=True):
-        sources = [answer.source for answer in every[0]]
-        result, _ = compare(
-            answers,
-            every[0],
-            own,
-            scores[0],
-            sources,
-            tie_band=tie_band,
-            tie_unit=tie_unit,
-            seed=seed,
-            resamples=resamples,
-        )
+    for moment in moments:
+        answers = [moment.answers[key] for key in first]
+        judged = pairs.compare(answers, base)
+        result, _ = tally(answers, base, judged, [answer.source for answer in base], seed=seed, resamples=resamples)
         means = {
             name: sum(row[key] for row in moment.rows) / len(moment.rows)
             for name, key in (("trained_score", "score"), ("kl", "kl"), ("length_tokens", "length"))
@@ -274,48 +265,7 @@ def duel_over_training(
     return out
 
 
-# ------------------------------------------------------------------------------------- prompts, sides, judge
-
-
-class Judge:
-    """Called with answers, gives one score each; an answer that occurs twice is judged once."""
-
-    def __init__(self, config: DuelConfig, ranks: Ranks) -> None:
-        model = next((s.model for s in config.judge if s.model), None)
-        path = model if isinstance(model, str) or model is None else model[0]
-        # functions and endpoints read text alone and need no tokens
-        self.chat: Any = (
-            ChatFormat(load_tokenizer(path, config.trust_remote_code), config.chat_template) if path else None
-        )
-        self.ranks = ranks
-        self.sources = [
-            make_source(
-                source, self.chat, device=ranks.device, precision=config.precision,
-                micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=config.trust_remote_code,
-            )
-            for source in config.judge
-        ]  # fmt: skip
-
-    def __call__(self, answers: Sequence[Answer]) -> list[float]:
-        def identity(answer: Answer) -> tuple[PromptKey, str, bool]:
-            return answer.key, answer.response, answer.finished
-
-        distinct = list({identity(answer): answer for answer in answers}.values())
-        mine = [self._sample(answer) for answer in self.ranks.share(distinct)]
-        scored = self.ranks.collect(combine(self.sources, mine)[0].tolist())
-        known = {identity(answer): score for answer, score in zip(distinct, scored, strict=True)}
-        return [known[identity(answer)] for answer in answers]
-
-    def _sample(self, answer: Answer) -> Sample:
-        ids: tuple[list[int], list[int]] = ([], [])
-        if self.chat is not None:
-            response = self.chat.encode_response(answer.prompt, answer.response, answer.finished)
-            ids = (self.chat.encode_prompt(answer.prompt), response)
-        return Sample(answer.prompt, answer.response, *ids, answer.finished, dict(answer.metadata))
-
-    def truncated(self) -> int:
-        """Dialogues that were longer than a judge's context and lost their left."""
-        return sum(self.ranks.collect([sum(getattr(source, "truncated", 0) for source in self.sources)]))
+# ------------------------------------------------------------------------------------- prompts, sides
 
 
 def _refuse(config: DuelConfig) -> None:
@@ -323,9 +273,6 @@ def _refuse(config: DuelConfig) -> None:
         raise UserError("sampling.samples_per_prompt: a duel compares one answer a prompt; leave it at 1")
     if not config.prompts and not any(is_answer_file(getattr(config, side)) for side in SIDES):
         raise UserError("prompts: none are given, and neither a nor b is a file of answers: give --prompts FILE")
-    for i, source in enumerate(config.judge):
-        if sum(given is not None for given in (source.model, source.function, source.url)) != 1:
-            raise UserError(f"judge.{i}: exactly one of model, function, url is needed")
     for side in SIDES:
         if getattr(config, f"{side}_iteration") is not None and not is_answer_file(getattr(config, side)):
             raise UserError(

@@ -1,0 +1,191 @@
+"""What a judge's name stands for, and the one form in which all of them judge: outcomes, one a prompt.
+
+    rm:PATH (or a bare path)   reward model; several are a weighted sum
+    world                      the embedded world's own judge
+    llm:MODEL                  a language model behind an OpenAI-compatible endpoint
+    module:function            Python function of prompts and responses
+    http(s)://...              HTTP endpoint that answers with scores
+
+All but ``llm`` give each answer a score, and the scores are compared with a tie band; an LLM compares two answers itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from ppomax.config import RewardSourceConfig, as_reward_sources
+from ppomax.data.chat import ChatFormat
+from ppomax.errors import UserError
+from ppomax.evaluate.answers import Answer, PromptKey
+from ppomax.evaluate.llm_endpoint import LLMConfig
+from ppomax.evaluate.llm_judge import LLMJudge
+from ppomax.evaluate.winrate import Outcomes, TieUnit, outcomes_from_scores
+from ppomax.evaluate.winrate import tie_band as width_of
+from ppomax.models.loading import load_tokenizer
+from ppomax.rollout.reward_sources import Sample, combine, make_source
+from ppomax.train.parallel import Ranks
+
+Scorer = Callable[[Sequence[Answer]], list[float]]
+
+
+class JudgeConfig(RewardSourceConfig):
+    """One judge: exactly one of `model`, `function`, `url`, `llm`."""
+
+    llm: str | None = None
+    """name of a language model that compares the answers; how it is asked is in the section `llm`"""
+
+
+def as_judges(value: Any) -> Any:
+    """A string is `rm:PATH`, `llm:MODEL`, `world`, a model directory, an http(s) address or module:function by its look."""
+
+    def one(v: Any) -> Any:
+        if isinstance(v, str) and v.startswith("llm:"):
+            return {"llm": v.removeprefix("llm:")}
+        if isinstance(v, str) and v.startswith("rm:"):
+            return {"model": v.removeprefix("rm:")}
+        return v
+
+    if isinstance(value, str | dict):
+        value = [value]
+    return as_reward_sources([one(v) for v in value] if isinstance(value, list | tuple) else value)
+
+
+Judges = Annotated[list[JudgeConfig], BeforeValidator(as_judges), Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says of n pairs of answers."""
+
+    outcomes: Outcomes
+    """(n,) +1: A wins, 0: tie, -1: B wins"""
+    rows: list[dict[str, Any]]
+    """what judgements.jsonl tells of each pair besides texts and outcome"""
+    about: dict[str, Any]
+    """what result.json tells: tie_band, mean_score_a, mean_score_b (null where nothing is scored), and `llm`"""
+
+
+@runtime_checkable
+class PairJudge(Protocol):
+    """Anything that says which of two answers is better."""
+
+    names: list[str]
+
+    def compare(self, a: Sequence[Answer], b: Sequence[Answer]) -> Judged: ...
+
+    def truncated(self) -> int: ...
+
+
+def judged_by_scores(a: Sequence[float], b: Sequence[float], tie_band: float, tie_unit: TieUnit) -> Judged:
+    """Outcomes of scored answers: a difference up to the tie band is a tie."""
+    band = width_of(a, b, tie_band, tie_unit)
+    rows = [{"score_a": x, "score_b": y} for x, y in zip(a, b, strict=True)]
+    about = {"tie_band": band, "mean_score_a": sum(a) / len(a), "mean_score_b": sum(b) / len(b)}
+    return Judged(outcomes_from_scores(a, b, band), rows, about)
+
+
+class ScoreJudge:
+    """Any scorer as a judge of pairs."""
+
+    def __init__(self, scorer: Scorer, names: Sequence[str], tie_band: float, tie_unit: TieUnit) -> None:
+        self.scorer, self.names, self.tie_band, self.tie_unit = scorer, list(names), tie_band, tie_unit
+
+    def compare(self, a: Sequence[Answer], b: Sequence[Answer]) -> Judged:
+        """Scores of both sides, and who wins."""
+        return judged_by_scores(self.scorer(a), self.scorer(b), self.tie_band, self.tie_unit)
+
+    def truncated(self) -> int:
+        """Dialogues that were longer than a judge's context and lost their left."""
+        return self.scorer.truncated() if isinstance(self.scorer, SourceScorer) else 0
+
+
+class LLMPairJudge:
+    """A language model as a judge of pairs."""
+
+    def __init__(self, judge: LLMJudge) -> None:
+        self.judge, self.names = judge, [judge.name]
+
+    def compare(self, a: Sequence[Answer], b: Sequence[Answer]) -> Judged:
+        """Both orders asked; see `LLMJudge.verdicts`."""
+        verdicts = self.judge.verdicts(a, b)
+        outcomes = np.array([v["outcome"] for v in verdicts], dtype=np.int8)
+        rows = [{k: v[k] for k in ("verdict_ab", "verdict_ba", "valid", "rubric")} for v in verdicts]
+        about = {"tie_band": None, "mean_score_a": None, "mean_score_b": None}
+        return Judged(outcomes, rows, {**about, "llm": self.judge.about(a, b, verdicts)})
+
+    def truncated(self) -> int:
+        """An endpoint tells of no such thing."""
+        return 0
+
+
+class SourceScorer:
+    """Called with answers, gives one score each; an answer that occurs again is not judged again."""
+
+    def __init__(
+        self, judges: Sequence[JudgeConfig], ranks: Ranks, *, chat_template: Any = "model", precision: str = "float32",
+        micro_batch_tokens: int = 8192, trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
+        model = next((s.model for s in judges if s.model), None)
+        path = model if isinstance(model, str) or model is None else model[0]
+        # functions and endpoints read text alone and need no tokens
+        self.chat: Any = ChatFormat(load_tokenizer(path, trust_remote_code), chat_template) if path else None
+        self.ranks = ranks
+        self.sources = [
+            make_source(
+                judge, self.chat, device=ranks.device, precision=precision, micro_batch_tokens=micro_batch_tokens,
+                trust_remote_code=trust_remote_code,
+            )
+            for judge in judges
+        ]  # fmt: skip
+        self.known: dict[tuple[PromptKey, str, bool], float] = {}
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        def identity(answer: Answer) -> tuple[PromptKey, str, bool]:
+            return answer.key, answer.response, answer.finished
+
+        new = list({identity(a): a for a in answers if identity(a) not in self.known}.values())
+        if new:
+            mine = [self._sample(answer) for answer in self.ranks.share(new)]
+            scored = self.ranks.collect(combine(self.sources, mine)[0].tolist())
+            self.known |= {identity(answer): score for answer, score in zip(new, scored, strict=True)}
+        return [self.known[identity(answer)] for answer in answers]
+
+    def _sample(self, answer: Answer) -> Sample:
+        ids: tuple[list[int], list[int]] = ([], [])
+        if self.chat is not None:
+            response = self.chat.encode_response(answer.prompt, answer.response, answer.finished)
+            ids = (self.chat.encode_prompt(answer.prompt), response)
+        return Sample(answer.prompt, answer.response, *ids, answer.finished, dict(answer.metadata))
+
+    def truncated(self) -> int:
+        """Dialogues that were longer than a judge's context and lost their left."""
+        return sum(self.ranks.collect([sum(getattr(source, "truncated", 0) for source in self.sources)]))
+
+
+def check_judges(judges: Sequence[JudgeConfig]) -> None:
+    """UserError for judges that cannot be meant."""
+    for i, judge in enumerate(judges):
+        if sum(given is not None for given in (judge.model, judge.function, judge.url, judge.llm)) != 1:
+            raise UserError(f"judge.{i}: exactly one of model, function, url, llm is needed")
+        if judge.llm is not None and len(judges) > 1:
+            raise UserError(f"judge.{i}: llm:{judge.llm} compares and gives no score to sum: make it the only judge")
+        if judge.llm is not None and not judge.llm.strip():
+            raise UserError(f"judge.{i}: llm: needs the name of a model, as in llm:MODEL")
+
+
+def make_judge(
+    judges: Sequence[JudgeConfig], llm: LLMConfig, ranks: Ranks, folder: Path, *, tie_band: float = 0.1,
+    tie_unit: TieUnit = "std", seed: int = 0, resamples: int = 1000, **loading: Any,
+) -> PairJudge:  # fmt: skip
+    """The judge of a duel. ``loading``: options of `SourceScorer`. ``folder``: where an LLM's replies are kept."""
+    check_judges(judges)
+    if judges[0].llm is not None:
+        return LLMPairJudge(LLMJudge(judges[0].llm, llm, folder, ranks, seed=seed, resamples=resamples))
+    names = [judge.name or judge.model or judge.function or judge.url for judge in judges]
+    return ScoreJudge(SourceScorer(judges, ranks, **loading), names, tie_band, tie_unit)  # type: ignore[arg-type]
