@@ -195,7 +195,7 @@ class PtxConfig(Section):
 
 
 class WatchConfig(Section):
-    """Fixed held-out prompts that are answered at intervals, and judged against the reference's answers."""
+    """Fixed held-out prompts, answered at intervals and judged against the reference's answers; and the collapse watch."""
 
     prompts: Mixture = []
     """held-out prompts; empty: as many of the training data as are needed, taken out of training"""
@@ -215,6 +215,18 @@ class WatchConfig(Section):
     """the reference's answers to beat: drawn as the policy draws, or greedily; the first makes eval/win_rate"""
     keep_best: bool = True
     """keep the policy with the highest eval/win_rate in RUN/best"""
+    detect: bool = True
+    """look for signs of collapse in every iteration's metrics; alarms go to alarms.jsonl"""
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    """at an alarm of level collapse: go on, end the run, or go back to the last healthy checkpoint with a larger `kl.coef`"""
+    rollback_factor: float = Field(4.0, ge=1)
+    """rollback: the KL coefficient is multiplied by this"""
+    rollback_kl: float = Field(0.05, gt=0)
+    """rollback: the KL coefficient where it was 0"""
+    max_rollbacks: int = Field(3, ge=1)
+    """rollback: so many times at most; later alarms are told only"""
+    webhook: str | None = None
+    """address to which alarms are posted as {"text": ...}, or $NAME of an environment variable that holds it"""
 
 
 class PPOConfig(RunConfig):

@@ -47,6 +47,10 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
     each = config.sampling.samples_per_prompt
     if config.rollout_batch % each:
         raise UserError(f"rollout_batch {config.rollout_batch} is no multiple of sampling.samples_per_prompt {each}")
+    if config.watch.detect and config.watch.on_collapse == "rollback" and config.checkpoint.every == 0:
+        raise UserError("watch.on_collapse: rollback needs checkpoints: set checkpoint.every above 0")
+    if config.watch.webhook is not None and not config.watch.webhook.startswith(("http://", "https://", "$")):
+        raise UserError("watch.webhook: neither an http(s) address nor the $NAME of an environment variable")
     for where, source in _reward_sources(config):
         given = [name for name in ("model", "function", "url") if getattr(source, name)]
         if len(given) != 1:
@@ -161,7 +165,15 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
         yield "logprobs", "sampling.temperature is 1, so scaled and raw logits are the same"
     if not config.watch.prompts and config.watch.eval_prompts == 0:
         yield "watch.every", "there are no held-out prompts (watch.prompts is empty and watch.eval_prompts is 0)"
-    if not config.watch.judge:
+    watch = config.watch
+    if not watch.detect:
+        yield "watch.on_collapse", "watch.detect is off"
+    if not watch.detect or watch.on_collapse != "rollback":
+        for name in ("rollback_factor", "rollback_kl", "max_rollbacks"):
+            yield f"watch.{name}", "watch.on_collapse is not rollback" if watch.detect else "watch.detect is off"
+    if kl.coef > 0:
+        yield "watch.rollback_kl", "kl.coef is above 0 and is multiplied by watch.rollback_factor"
+    if not watch.judge:
         for name in ("judge_every", "judge_prompts", "tie_band", "baselines", "keep_best"):
             yield f"watch.{name}", "watch.judge is empty, so nothing is judged"
 

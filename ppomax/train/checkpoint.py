@@ -11,7 +11,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,10 @@ def _hide(checkpoint: Path) -> Path:
     return checkpoint.replace(checkpoint.with_name(f".{checkpoint.name}.old"))
 
 
-def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Path:
-    """Write ``folder/step-XXXXXX`` atomically, then remove all but the newest ``keep`` (at least 1)."""
+def save_checkpoint(
+    folder: Path, step: int, parts: Mapping[str, Any], keep: int, protected: Collection[int] = ()
+) -> Path:
+    """Write ``folder/step-XXXXXX`` atomically, then remove all but the newest ``keep`` (at least 1) and ``protected`` steps."""
     target = folder / f"step-{step:06d}"
     temporary = folder / f".step-{step:06d}.part"
     for leftover in folder.glob(".step-*"):  # of a killed run
@@ -132,7 +134,9 @@ def save_checkpoint(folder: Path, step: int, parts: Mapping[str, Any], keep: int
     doomed = [_hide(target)] if target.exists() else []
     temporary.replace(target)
     _sync(folder)
-    doomed += [_hide(old) for old in list_checkpoints(folder)[:-keep] if old != target]
+    doomed += [
+        _hide(old) for old in list_checkpoints(folder)[:-keep] if old != target and step_of(old) not in protected
+    ]
     for hidden in doomed:
         shutil.rmtree(hidden)
     return target

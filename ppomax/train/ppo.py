@@ -3,6 +3,7 @@
     prompts -> engine.generate -> score: reward sources, reference, policy, critic (ppo_score.py)
     -> shape scores, add token-level KL
     -> GAE -> minibatches -> ratio, clip, value, entropy, ptx, step (ppo_update.py)
+    -> metrics -> the collapse watch, which may stop the run or roll it back (ppo_guard.py)
     at intervals: answers to held-out prompts are shown, and judged against the reference's (ppo_watch.py)
 
     ppomax ppo --model SFT --reward RM --prompts prompts.jsonl --output_dir runs/ppo
@@ -42,13 +43,15 @@ from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
 from ppomax.train.optim import learning_rate, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
+from ppomax.train.ppo_guard import Guard
 from ppomax.train.ppo_score import score
 from ppomax.train.ppo_setup import Setup, prepare, say
 from ppomax.train.ppo_update import Tally, Updater
 from ppomax.train.ppo_watch import LiveJudge, watch
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import RunDirectory
-from ppomax.watch.metrics import experience_metrics
+from ppomax.watch.collapse import Alarm
+from ppomax.watch.metrics import experience_metrics, response_metrics
 
 PARTS = ["policy", "critic", "policy_optim", "critic_optim", "loop"]
 
@@ -105,6 +108,12 @@ class Loop:
         self.buffer = [Experience(**e) for e in state["buffer"]]
         restore_rng(state["rng"], device)
 
+    def go_back(self, state: dict[str, Any], kl_coef: float) -> None:
+        """What belongs to the weights returns with them; counters, order and schedules go on, with fresh prompts."""
+        self.moments.load_state_dict(state["moments"])
+        self.buffer = [Experience(**e) for e in state["buffer"]]
+        self.kl.coef = kl_coef
+
 
 def train_ppo(
     config: PPOConfig, *, policy: Any = None, tokenizer: Any = None, reference: Any = None, critic: Any = None,
@@ -136,13 +145,12 @@ def train_ppo(
         ptx_order=EpochOrder(len(setup.ptx), config.seed + 1) if setup.ptx else None,
         pretraining=config.critic.pretrain_iterations > 0,
     )
+    guard = Guard(config, ranks, run)
     _, states = run.restore(PARTS, key="iteration")
     if states:
-        load_trainable_state(policy, states["policy"])
-        load_trainable_state(critic, states["critic"])
-        optimizers["policy"].load_state_dict(states["policy_optim"])
-        optimizers["critic"].load_state_dict(states["critic_optim"])
+        restore_weights(states, policy, critic, optimizers)
         loop.load_state_dict(states["loop"], ranks.device)
+        guard.load_state_dict(states["loop"]["guard"])
         say(ranks, f"resumed at iteration {loop.iteration}")
 
     bf16 = config.precision == "bf16"
@@ -158,8 +166,12 @@ def train_ppo(
     if setup.judges:
         with run.undone_if_nothing_came():
             judge = LiveJudge(setup, config, ranks, run, loop.iteration)
-    with run.undone_if_nothing_came(), bar:
-        while loop.policy_iterations < config.iterations:
+    with run.undone_if_nothing_came(), guard, bar:
+        while loop.policy_iterations < config.iterations and not guard.stopped:
+            if loop.iteration == 0 and config.watch.detect and config.watch.on_collapse == "rollback":
+                save(
+                    run, config, ranks, loop, guard, policy, critic, optimizers
+                )  # there is always a place to go back to
             clock = Clock()
             if not loop.pretraining and loop.policy_iterations % config.watch.every == 0:
                 watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
@@ -219,7 +231,7 @@ def train_ppo(
                     set_learning_rate(optimizers["critic"], lr_critic)
                     mixed = take_ptx(setup, loop, config.ptx.batch_ratio * len(rows)) if train_policy else []
                     numbers = updater.update(buffer.select(rows), mixed, policy=train_policy)
-                    require_finite(numbers, loop.iteration, run)
+                    require_finite(numbers, loop.iteration, guard)
                     tally.add(numbers)
                     loop.critic_updates += 1
                     loop.updates += train_policy
@@ -230,6 +242,8 @@ def train_ppo(
                 entropy=experience.entropy, sequence_nll=experience.sequence_nll, values=experience.values,
                 returns=experience.returns, mask=mask, finished=experience.finished,
             )  # fmt: skip
+            responses = experience.responses()
+            record |= response_metrics(responses, [setup.chat_format.decode(ids) for ids in responses])
             for name, values in by_source.items():
                 record[f"reward/source/{name}"] = values.double().mean().item()
             record |= tally.means()
@@ -242,9 +256,10 @@ def train_ppo(
             record["throughput/samples_per_s"] = len(experience) / seconds["total"]
             record["throughput/response_tokens_per_s"] = int(mask.sum()) / seconds["total"]
             phase = "policy" if train_policy else "critic"
-            line = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
+            line: dict[str, Any] = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
             run.log(line)
             history.append(line)
+            action = guard.look(line)
             if train_policy:
                 loop.kl.update(record["kl/ref_sequence"], len(experience))
                 loop.policy_iterations += 1
@@ -255,22 +270,43 @@ def train_ppo(
             bar.step(
                 phase=phase, reward=record["reward/mean"], kl=record["kl/ref"], length=record["response/length"],
                 perplexity=record["policy/perplexity"], samples_per_s=record["throughput/samples_per_s"],
-                **(judge.shown if judge else {}),
+                **(judge.shown if judge else {}), **guard.shown,
             )  # fmt: skip
-            last = loop.policy_iterations >= config.iterations
+            if action == "rollback":
+                states, kl_coef = guard.roll_back(line["iteration"], loop.kl.coef, PARTS)
+                restore_weights(states, policy, critic, optimizers)
+                loop.go_back(states["loop"], kl_coef)
+            guard.stopped = action == "stop"
+            last = loop.policy_iterations >= config.iterations or guard.stopped
             if last or (config.checkpoint.every and loop.iteration % config.checkpoint.every == 0):
-                parts = {
-                    "policy": trainable_state(policy), "critic": trainable_state(critic),
-                    "policy_optim": optimizers["policy"].state_dict(), "critic_optim": optimizers["critic"].state_dict(),
-                    "loop": loop.state_dict(ranks.device),
-                }  # fmt: skip
-                run.checkpoint(loop.iteration, parts, config.checkpoint.keep)
+                save(run, config, ranks, loop, guard, policy, critic, optimizers)
     watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
     if judge:
         judge.evaluate(engine, loop.iteration, loop.updates)
         judge.tell()
     finish(setup, config, ranks, run, history)
     return PPOResult(run.path, history, policy, critic, setup.chat_format.tokenizer)
+
+
+def restore_weights(states: dict[str, Any], policy: Any, critic: Any, optimizers: dict[str, Any]) -> None:
+    load_trainable_state(policy, states["policy"])
+    load_trainable_state(critic, states["critic"])
+    optimizers["policy"].load_state_dict(states["policy_optim"])
+    optimizers["critic"].load_state_dict(states["critic_optim"])
+
+
+def save(
+    run: RunDirectory, config: PPOConfig, ranks: Ranks, loop: Loop, guard: Guard, policy: Any, critic: Any,
+    optimizers: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write a checkpoint; one that the guard may have to go back to stays longer than `checkpoint.keep` says."""
+    protected = guard.protect(loop.iteration)
+    parts = {
+        "policy": trainable_state(policy), "critic": trainable_state(critic),
+        "policy_optim": optimizers["policy"].state_dict(), "critic_optim": optimizers["critic"].state_dict(),
+        "loop": {**loop.state_dict(ranks.device), "guard": guard.state_dict()},
+    }  # fmt: skip
+    run.checkpoint(loop.iteration, parts, config.checkpoint.keep, protected)
 
 
 class Clock:
@@ -321,11 +357,11 @@ def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
     return before - now < config.critic.pretrain_plateau * before
 
 
-def require_finite(numbers: dict[str, float], iteration: int, run: RunDirectory) -> None:
+def require_finite(numbers: dict[str, float], iteration: int, guard: Guard) -> None:
     bad = [name for name, value in numbers.items() if not math.isfinite(value)]
     if bad:
         message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
-        run.log({"iteration": iteration, "level": "collapse", "message": message}, "alarms.jsonl")
+        guard.tell(Alarm(iteration, "collapse", "not_finite", iteration, message).as_dict())
         raise UserError(f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,9 @@ class RunDirectory:
                 continue
         write_atomic(file, "".join(kept))
 
-    def checkpoint(self, step: int, parts: Mapping[str, Any], keep: int) -> None:
+    def checkpoint(self, step: int, parts: Mapping[str, Any], keep: int, protected: Collection[int] = ()) -> None:
         if self.ranks.is_main:
-            save_checkpoint(self.checkpoints, step, parts, keep)
+            save_checkpoint(self.checkpoints, step, parts, keep, protected)
         self.ranks.barrier()
 
     def log(self, record: Mapping[str, Any], file: str = "metrics.jsonl") -> None:

@@ -109,7 +109,7 @@ class CollapseWatch:
         if len(kinds) < 2 or not kinds & {"distance", "reward"}:
             return []
         state = self.seen.get("combined")
-        since = min(s["since"] for s in signs.values())
+        since = min(s["since"] for s in signs.values() if s["told"] >= 1)
         if state is not None:
             state["last"] = iteration
             return []
@@ -123,6 +123,12 @@ class CollapseWatch:
             "earlier checkpoint"
         )
         return [Alarm(iteration, "collapse", "combined", since, text)]
+
+    @property
+    def level(self) -> Level | None:
+        """The gravest thing that is going on."""
+        told = max((s["told"] for s in self.seen.values()), default=-1)
+        return LEVELS[told] if told >= 0 else None
 
     @property
     def healthy_until(self) -> float:

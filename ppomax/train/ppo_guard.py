@@ -1,0 +1,130 @@
+"""What a PPO run does about the watch's alarms: tells them, stops, or goes back to the last healthy checkpoint.
+
+Every rank keeps the same watch; what is done is decided by the main rank's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal
+
+from ppomax.config import PPOConfig
+from ppomax.errors import UserError
+from ppomax.train.checkpoint import list_checkpoints, load_part, step_of
+from ppomax.train.parallel import Ranks
+from ppomax.train.ppo_setup import say
+from ppomax.train.run import RunDirectory
+from ppomax.watch.collapse import Alarm, CollapseWatch
+from ppomax.watch.webhook import Webhook
+
+LOOK_BACK = 20
+"""iterations after which a checkpoint that no warning reaches back to is judged healthy"""
+Action = Literal["go on", "stop", "rollback"]
+
+
+class Guard:
+    """The watch at work in one run; ``with guard:`` ends its webhook's thread."""
+
+    def __init__(self, config: PPOConfig, ranks: Ranks, run: RunDirectory) -> None:
+        self.config, self.ranks, self.run = config.watch, ranks, run
+        self.watch = CollapseWatch()
+        self.stopped = False
+        self.rollbacks = 0
+        self.healthy: int | None = 0 if config.watch.on_collapse == "rollback" else None
+        """step of the newest checkpoint that is judged healthy"""
+        self.candidate: int | None = None
+        """step of the checkpoint that comes next, if no warning reaches back to it"""
+        self.webhook = Webhook(config.watch.webhook) if config.watch.webhook and ranks.is_main else None
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.webhook:
+            self.webhook.close()
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What is going on, for the progress line."""
+        level = self.watch.level
+        return {} if level in (None, "notice") else {"watch": str(level)}
+
+    def tell(self, alarm: Mapping[str, Any]) -> None:
+        """To RUN/alarms.jsonl, and to the webhook."""
+        self.run.log(alarm, "alarms.jsonl")
+        if self.webhook:
+            self.webhook.post(
+                f"{self.run.path.name}, iteration {alarm['iteration']}, {alarm['level']}: {alarm['message']}"
+            )
+
+    def look(self, line: Mapping[str, Any]) -> Action:
+        """Tell what the watch finds in this iteration's metrics, and say what is to be done."""
+        alarms = self.watch.step(line) if self.config.detect else []
+        for alarm in alarms:
+            self.tell(alarm.as_dict())
+            say(self.ranks, f"{alarm.level}: {alarm.message}")
+        action = self._action([a for a in alarms if a.level == "collapse"])
+        return self.ranks.collect([action])[0]
+
+    def _action(self, collapses: list[Alarm]) -> Action:
+        if not collapses or self.config.on_collapse == "warn":
+            return "go on"
+        if self.config.on_collapse == "stop":
+            say(self.ranks, f"stopped after iteration {collapses[0].iteration} (watch.on_collapse: stop)")
+            return "stop"
+        if self.rollbacks >= self.config.max_rollbacks:
+            say(self.ranks, f"not rolled back: watch.max_rollbacks {self.config.max_rollbacks} reached")
+            return "go on"
+        return "rollback"
+
+    def roll_back(self, iteration: int, kl_coef: float, parts: list[str]) -> tuple[dict[str, Any], float]:
+        """States of the newest checkpoint from before the signs began, and the KL coefficient to go on with."""
+        since = self.watch.healthy_until
+        found = list_checkpoints(self.run.checkpoints)
+        if not found:
+            raise UserError(
+                f"{self.run.checkpoints}: no checkpoint is left to roll back to (watch.on_collapse: rollback)"
+            )
+        checkpoint = [found[0], *(p for p in found if step_of(p) <= since)][-1]
+        step = step_of(checkpoint)
+        raised = kl_coef * self.config.rollback_factor if kl_coef > 0 else self.config.rollback_kl
+        self.rollbacks += 1
+        message = (
+            f"rolled back to the weights of {checkpoint.name}, and kl.coef from {kl_coef:g} to {raised:g} "
+            f"({self.rollbacks} of at most {self.config.max_rollbacks} times)"
+        )
+        self.tell(
+            {"iteration": iteration, "level": "notice", "detector": "rollback", "since": step, "message": message}
+        )
+        say(self.ranks, message)
+        self.watch.forget_after(step)
+        self.healthy, self.candidate = step, None
+        return {name: load_part(checkpoint, name) for name in parts}, raised
+
+    def protect(self, step: int) -> set[int]:
+        """Steps of checkpoints that must stay, the one now to be written at ``step`` perhaps among them.
+
+        Two at most: a checkpoint is known to be healthy only some time later, and until then the one before it is kept.
+        """
+        if not self.config.detect:
+            return set()
+        until = self.watch.healthy_until
+        if self.candidate is not None and self.candidate <= min(step - LOOK_BACK, until):
+            self.healthy, self.candidate = self.candidate, None
+        if self.candidate is None and step <= until:
+            self.candidate = step
+        return {s for s in (self.healthy, self.candidate) if s is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "watch": self.watch.state_dict(), "stopped": self.stopped, "rollbacks": self.rollbacks,
+            "healthy": self.healthy, "candidate": self.candidate,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.watch.load_state_dict(state["watch"])
+        self.stopped, self.rollbacks = state["stopped"], state["rollbacks"]
+        self.healthy, self.candidate = state["healthy"], state["candidate"]

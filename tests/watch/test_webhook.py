@@ -1,0 +1,108 @@
+"""Alarms are posted to a real local server, which may be slow, broken or gone; training never waits for it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from ppomax.errors import UserError
+from ppomax.watch.webhook import WAITING, Webhook, address
+
+
+@contextmanager
+def server(*, failures: int = 0, seconds: float = 0.0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(address, what was taken): answers 500 so many times first, and takes its time."""
+    taken: list[dict[str, Any]] = []
+    left = [failures]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            assert self.headers["Content-Type"] == "application/json"
+            time.sleep(seconds)
+            if left[0] > 0:
+                left[0] -= 1
+                self.send_error(500)
+                return
+            taken.append(json.loads(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}/services/T0/B0", taken
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def test_posted_as_slack_reads_it() -> None:
+    with server() as (url, taken):
+        hook = Webhook(url)
+        hook.post("collapse: 崩溃 <b>&\n")
+        hook.post("second")
+        hook.close()
+    assert taken == [{"text": "collapse: 崩溃 <b>&\n"}, {"text": "second"}]
+    assert (hook.sent, hook.lost) == (2, 0)
+
+
+def test_tried_again_after_500() -> None:
+    with server(failures=2) as (url, taken):
+        hook = Webhook(url, pause=0.01)
+        hook.post("a")
+        hook.close()
+    assert taken == [{"text": "a"}] and hook.lost == 0
+
+
+def test_given_up_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with server(failures=99) as (url, taken):
+        hook = Webhook(url, pause=0.01, retries=2)
+        hook.post("a")
+        hook.close()
+    assert not taken and (hook.sent, hook.lost) == (0, 1)
+    told = capsys.readouterr().err
+    assert "an alarm could not be sent (HTTPError: 500)" in told
+    assert "services" not in told, "the address is a secret"
+
+
+def test_a_slow_server_blocks_nobody() -> None:
+    with server(seconds=1.5) as (url, _):
+        hook = Webhook(url)
+        began = time.perf_counter()
+        for i in range(2 * WAITING):
+            hook.post(str(i))
+        assert time.perf_counter() - began < 0.2
+        assert hook.lost >= WAITING - 1, "what does not fit is counted"
+        began = time.perf_counter()
+        hook.close(wait=0.2)
+        assert time.perf_counter() - began < 0.7
+
+
+def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    hook = Webhook("http://127.0.0.1:9/x", pause=0.01, retries=1)
+    hook.post("a")
+    hook.close()
+    assert hook.lost == 1 and "URLError" in capsys.readouterr().err
+
+
+def test_the_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOM", "https://example.org/x")
+    assert address("$ROOM") == "https://example.org/x"
+    assert address("http://h/x") == "http://h/x"
+    monkeypatch.delenv("ROOM")
+    with pytest.raises(UserError, match=r"watch.webhook: the environment variable ROOM is no http\(s\) address"):
+        address("$ROOM")
+    with pytest.raises(UserError, match=r"the value is no http"):
+        address("file:///etc/passwd")
