@@ -52,6 +52,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "not_found": "没有这个页面。", "back": "返回页面",
     },
 }  # fmt: skip
+ROLES = ("system", "user", "assistant", "tool")
 _HARMLESS = re.compile(r"harm|red.?team|safe|无害|安全", re.IGNORECASE)
 _HELPFUL = re.compile(r"help|有用|有帮助", re.IGNORECASE)
 
@@ -86,7 +87,7 @@ _TASK = _HTML.from_string(
 {% else %}<p>{{ content }}</p>
 {% endif %}{% endfor %}</details>
 {% endfor %}
-{% for m in prompt %}<div class="turn {{ m.role }}"><div class="who">{{ w[m.role] if m.role in ("system", "user", "assistant", "tool") else m.role }}</div>
+{% for m in prompt %}<div class="turn {{ m.role }}"><div class="who">{{ w[m.role] if m.role in roles else m.role }}</div>
 <div class="said" dir="auto">{{ m.content }}</div></div>
 {% endfor %}
 <div class="answers">
@@ -185,7 +186,7 @@ def task_page(
     return _TASK.render(
         w=w, other=other_language(language), name=name, progress=progress, notice=w.get(notice, ""), last=last,
         csrf=csrf, submission=submission, item=task.number, question=w[f"question_{criterion}" if criterion else "title"],
-        guidelines=shown, prompt=item.prompt, longest=LONGEST_REASON,
+        guidelines=shown, prompt=item.prompt, roles=ROLES, longest=LONGEST_REASON,
         answers=[(w[place], *answer) for place, answer in zip(("first", "second"), answers, strict=True)],
     )  # fmt: skip
 

@@ -46,6 +46,7 @@ SCHEMA = (
         annotator INTEGER NOT NULL REFERENCES annotators, item INTEGER NOT NULL REFERENCES items,
         sequence INTEGER NOT NULL, swapped INTEGER NOT NULL,
         PRIMARY KEY (annotator, item), UNIQUE (annotator, sequence))""",
+    "CREATE INDEX handed_out ON assignments (item)",
     """CREATE TABLE judgements (
         judgement INTEGER PRIMARY KEY AUTOINCREMENT, annotator INTEGER NOT NULL, item INTEGER NOT NULL,
         submission TEXT NOT NULL, choice TEXT NOT NULL CHECK (choice IN ('left', 'tie', 'right')), strength TEXT,
@@ -213,10 +214,11 @@ class Store:
     def _create(self, db: sqlite3.Connection, items: Sequence[Item], tests: Sequence[Item], seed: int) -> None:
         for statement in SCHEMA:
             db.execute(statement)
-        for kind, part in (("duel", items), ("test", tests)):
-            ordered = sorted(part, key=lambda item: unit_hash(f"order\x00{item.record}", seed))
-            rows = [("same" if item.same and kind == "duel" else kind, item.record) for item in ordered]
-            db.executemany("INSERT INTO items (kind, needed, record) VALUES (?, 1, ?)", rows)
+        parts = [("same" if item.same else "duel", item.record) for item in items]
+        parts += [("test", item.record) for item in tests]
+        # one order for all kinds: the page holds an item's number, which must not tell a test item
+        parts.sort(key=lambda part: unit_hash(f"order\x00{part[1]}", seed))
+        db.executemany("INSERT INTO items (kind, needed, record) VALUES (?, 1, ?)", parts)
         meta = {"seed": str(seed), "items": _digest(items), "tests": _digest(tests), "begun": _now()}
         db.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
         db.execute(f"PRAGMA user_version = {VERSION}")
