@@ -17,12 +17,15 @@ import numpy as np
 
 from ppomax.annotate.store import Item, Judgement, Store
 from ppomax.errors import UserError
+from ppomax.evaluate.agreement import agreement_report
 from ppomax.evaluate.winrate import summarise
 from ppomax.train.checkpoint import write_atomic
+from ppomax.train.run import plain
 
 MARGINS = {"slight": 1 / 3, "clear": 1.0}
 """strength as a margin, on the scale on which worded strengths in preference data are read"""
 SCORES = {"win": 1.0, "tie": 0.5, "lose": 0.0}
+SIGNS = {"win": 1, "tie": 0, "lose": -1}
 Row = dict[str, Any]
 
 
@@ -120,6 +123,20 @@ def agreement(votes: Mapping[int, Sequence[Judgement]]) -> Row:
     }  # fmt: skip
 
 
+def beyond_chance(items: Mapping[int, Item], votes: Mapping[int, Sequence[Judgement]], resamples: int) -> Row | None:
+    """Cohen's kappa of each two annotators and Krippendorff's alpha of all, with intervals; None for one annotator."""
+    names = sorted({vote.annotator for given in votes.values() for vote in given})
+    if len(names) < 2:
+        return None
+    numbers = list(votes)
+    judges = {name: np.full(len(numbers), np.nan) for name in names}
+    for place, number in enumerate(numbers):
+        for vote in votes[number]:
+            judges[vote.annotator][place] = SIGNS[vote.outcome]
+    lengths = [[len(getattr(items[number], f"response_{side}")) for number in numbers] for side in "ab"]
+    return agreement_report(judges, *lengths, resamples=resamples)
+
+
 def people(judgements: Sequence[Judgement]) -> Row:
     """Of each annotator: valid judgements, withdrawn ones, outcomes, how often the left side won, and test items.
 
@@ -177,9 +194,11 @@ def export(folder: Path, out: Path, *, without: Sequence[str] = (), resamples: i
             "undecided": sum(row["undecided"] for row in rows),
         },
         "agreement": agreement(votes),
+        "beyond_chance": beyond_chance(items, votes, resamples),
         "annotators": people(judgements),
         "without": list(without),
     }  # fmt: skip
+    result = plain(result)
     write_atomic(out, _lines(pairs))
     write_atomic(folder / "judgements.jsonl", _lines(rows))
     write_atomic(folder / "votes.jsonl", _lines([_vote(judgement, items) for judgement in judgements]))
@@ -191,7 +210,7 @@ def _summaries(rows: Sequence[Row], resamples: int) -> Row:
     """overall and by_source, as in a duel's result.json."""
 
     def summary(part: Sequence[Row]) -> Row:
-        outcomes = np.array([{"win": 1, "tie": 0, "lose": -1}[row["outcome"]] for row in part], dtype=np.int8)
+        outcomes = np.array([SIGNS[row["outcome"]] for row in part], dtype=np.int8)
         lengths = [[row[f"length_{side}"] for row in part] for side in "ab"]
         return summarise(outcomes, *lengths, resamples=resamples)
 

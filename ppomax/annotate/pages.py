@@ -82,11 +82,13 @@ _TASK = _HTML.from_string(
     + _TOP
     + """\
 <main><h1>{{ question }}</h1>
+<div class="guidelines">
 {% for heading, parts, open in guidelines %}<details{{ " open" if open }}><summary>{{ heading }}</summary>
 {% for kind, content in parts %}{% if kind == "list" %}<ul>{% for line in content %}<li>{{ line }}</li>{% endfor %}</ul>
 {% else %}<p>{{ content }}</p>
 {% endif %}{% endfor %}</details>
 {% endfor %}
+</div>
 {% for m in prompt %}<div class="turn {{ m.role }}"><div class="who">{{ w[m.role] if m.role in roles else m.role }}</div>
 <div class="said" dir="auto">{{ m.content }}</div></div>
 {% endfor %}

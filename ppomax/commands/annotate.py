@@ -143,6 +143,15 @@ def table(result: dict[str, Any]) -> str:
             f"agreement, {name}: {found['same']} of {found['items']} the same ({found['rate']:.1%}); without ties "
             f"{found['decided_same']} of {found['decided']}"
         )
+    chance = result["beyond_chance"]
+    if chance is not None:
+        told = [("kappa", f"{p['one']} - {p['other']}", p["kappa"]) for p in chance["pairs"] if p["items"]]
+        told.append(("Krippendorff's alpha (ordinal)", "all", chance["all_judges"]["alpha_ordinal"]))
+        lines += [
+            f"{what}, {who}: {found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+            for what, who, found in told
+            if None not in found.values()  # without a difference between prompts there is nothing to measure
+        ]
     for name, found in result["annotators"].items():
         tests = found["tests"]
         asked = sum(tests.values())

@@ -22,6 +22,7 @@ from ppomax.cli import main
 from ppomax.config import DataSource
 from ppomax.data.records import PreferencePair
 from ppomax.data.sources import load_mixture
+from ppomax.evaluate.duel_report import read_duel
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -113,6 +114,13 @@ def test_agreement_and_attention_by_hand(folder: Path) -> None:
     assert {k: (v["same"], v["items"], v["decided_same"], v["decided"]) for k, v in result["agreement"].items()} == {
         "anna - bo": (5, 7, 4, 6), "anna - cy": (2, 7, 2, 5), "bo - cy": (3, 7, 3, 5), "all": (10, 21, 9, 16),
     }  # fmt: skip
+    # anna - bo: 5/7 the same; both gave W 4, L 2, T 1 times, so by chance (16 + 4 + 1) / 49
+    chance = result["beyond_chance"]
+    (kappa,) = [p["kappa"]["value"] for p in chance["pairs"] if (p["one"], p["other"]) == ("anna", "bo")]
+    assert kappa == pytest.approx((5 / 7 - 21 / 49) / (1 - 21 / 49))
+    # nominal alpha: 10 of 21 pairs the same; all 21 votes: W 9, L 9, T 3, each against the 20 others
+    by_chance = 1 - (9 * 8 + 9 * 8 + 3 * 2) / (21 * 20)
+    assert chance["all_judges"]["alpha_nominal"]["value"] == pytest.approx(1 - (11 / 21) / by_chance)
     tests = {name: row["tests"] for name, row in result["annotators"].items()}
     assert tests["anna"] == {"right": 1, "tie": 0, "wrong": 0} and tests["cy"] == {"right": 0, "tie": 0, "wrong": 1}
     assert all(
@@ -135,7 +143,13 @@ def test_withdrawn_judgements_do_not_count(tmp_path: Path) -> None:
     result = export(tmp_path, tmp_path / "pairs.jsonl", resamples=100)
     assert len(rows_of(tmp_path / "pairs.jsonl")) == len(rows_of(tmp_path / "judgements.jsonl")) == 1
     assert result["items"]["open"] == 1 and result["annotators"]["anna"]["withdrawn"] == 1
-    assert len(rows_of(tmp_path / "votes.jsonl")) == 2
+    assert len(rows_of(tmp_path / "votes.jsonl")) == 2 and result["beyond_chance"] is None
+
+
+def test_people_are_a_judge_in_the_duel_report(folder: Path) -> None:
+    export(folder, folder / "pairs.jsonl", resamples=100)
+    found = read_duel(str(folder))
+    assert found.judge == "people" and sorted(found.outcomes.values()) == [-1, -1, 0, 0, 0, 1, 1, 1]
 
 
 def write_answers(path: Path, items: list[Item], side: str) -> None:
