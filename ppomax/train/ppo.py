@@ -145,7 +145,8 @@ def train_ppo(
         ptx_order=EpochOrder(len(setup.ptx), config.seed + 1) if setup.ptx else None,
         pretraining=config.critic.pretrain_iterations > 0,
     )
-    guard = Guard(config, ranks, run)
+    with run.undone_if_nothing_came():
+        guard = Guard(config, ranks, run)
     _, states = run.restore(PARTS, key="iteration")
     if states:
         restore_weights(states, policy, critic, optimizers)

@@ -112,6 +112,8 @@ class Guard:
         if not self.config.detect:
             return set()
         until = self.watch.healthy_until
+        if self.candidate is not None and self.candidate > until:
+            self.candidate = None
         if self.candidate is not None and self.candidate <= min(step - LOOK_BACK, until):
             self.healthy, self.candidate = self.candidate, None
         if self.candidate is None and step <= until:

@@ -11,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import secrets
+import shutil
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,12 @@ from ppomax.errors import UserError
 from ppomax.options import differences, dump_yaml
 from ppomax.train.checkpoint import latest_checkpoint, load_part, save_checkpoint, step_of, write_atomic
 from ppomax.train.parallel import Ranks
+from ppomax.watch.trackers import About, Trackers, without_secrets
 
-MAY_CHANGE = {"output_dir", "device", "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens"}
+MAY_CHANGE = {
+    "output_dir", "device", "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens", "trackers",
+    "tracker_project", "tracker_name",
+}  # fmt: skip
 """fields that a resumed run may set anew"""
 
 
@@ -41,17 +48,21 @@ def plain(value: Any) -> Any:
 
 
 class RunDirectory:
-    """One stage's run directory. Only the main rank writes."""
+    """One stage's run directory. Only the main rank writes, and only it has trackers."""
 
-    def __init__(self, path: Path, ranks: Ranks) -> None:
+    def __init__(self, path: Path, ranks: Ranks, trackers: Trackers | None = None) -> None:
         self.path = path
         self.ranks = ranks
+        self.trackers = trackers or Trackers()
+        # a run ends in many ways, and all of them let go of its directory
+        weakref.finalize(self, self.trackers.close)
 
     @classmethod
     def open(cls, config: RunConfig, ranks: Ranks, *, resume: bool = False) -> RunDirectory:
         """Start a run, or go on with one. An existing run without ``resume`` is refused and left untouched."""
         path = Path(config.output_dir).expanduser()
         saved = path / "config.yaml"
+        resumed = saved.exists()
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir: {path} is a file")
         if saved.exists():
@@ -74,7 +85,21 @@ class RunDirectory:
                 write_atomic(saved, dump_yaml(config))
             except OSError as error:
                 raise UserError(f"output_dir: {path} cannot be written: {error.strerror or error}") from None
-        return cls(path, ranks)
+        return cls(path, ranks, cls._trackers(config, path, resumed) if ranks.is_main else None)
+
+    @staticmethod
+    def _trackers(config: RunConfig, path: Path, resumed: bool) -> Trackers:
+        if not config.trackers:
+            return Trackers()
+        file = path / "trackers.json"
+        if not file.exists():
+            write_atomic(file, json.dumps({"id": secrets.token_hex(6)}) + "\n")
+        name = config.tracker_name or path.resolve().name
+        identity = str(json.loads(file.read_text(encoding="utf-8"))["id"])
+        settings = without_secrets(config.model_dump(mode="json"))
+        return Trackers(
+            config.trackers, About(name, config.tracker_project, identity, path.resolve(), settings, resumed)
+        )
 
     @contextlib.contextmanager
     def undone_if_nothing_came(self) -> Iterator[None]:
@@ -86,6 +111,8 @@ class RunDirectory:
                 for file in self.path.iterdir():
                     if file.is_file():
                         file.unlink()
+                for folder in (self.path / "judge", self.path / "best"):
+                    shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # something else lives there
                     self.path.rmdir()
             raise
@@ -143,6 +170,7 @@ class RunDirectory:
         if self.ranks.is_main:
             with (self.path / file).open("a", encoding="utf-8") as f:
                 f.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
+            self.trackers.log(record, file)
 
     def read(self, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """All lines so far; none where there is no file yet."""
@@ -153,6 +181,8 @@ class RunDirectory:
     def write(self, file: str, text: str) -> None:
         if self.ranks.is_main:
             write_atomic(self.path / file, text)
+            if file == "evaluations.jsonl":  # written anew as a whole each time
+                self.trackers.log(json.loads(text.rstrip("\n").split("\n")[-1]), file)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,274 @@
+"""Synthetic streams: every detector fires on its own fault, not on others and not on noise; state and files."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppomax.errors import UserError
+from ppomax.watch.collapse import MEMORY, Alarm, CollapseWatch, scan
+from ppomax.watch.detectors import DETECTORS
+from ppomax.watch.robust import noise, spread, theil_sen
+
+Row = dict[str, Any]
+TURN = 40
+LENGTH = 80
+
+
+def healthy(
+    seed: int, length: int = LENGTH, *, tokens: float = 100.0, entropy: float = 1.0, unit: float = 1.0
+) -> list[Row]:
+    """A run that goes well: rewards rise and level off, KL levels off at a quarter of the entropy of the start.
+
+    ``tokens``, ``entropy`` (nats a token) and ``unit`` (of the reward) are those of one model or another.
+    """
+    draw = random.Random(seed)
+    rows = []
+    for i in range(length):
+        risen = 1 - math.exp(-i / 15)
+
+        def about(value: float, share: float) -> float:
+            return value * (1 + share * draw.gauss(0, 1))
+
+        kl = about(0.25 * entropy * risen, 0.05)
+        rows.append({
+            "iteration": i, "phase": "policy", "update": 4 * (i + 1),
+            "reward/mean": unit * (0.3 + 1.2 * math.sqrt(risen) + 0.04 * draw.gauss(0, 1)), "reward/std": about(unit, 0.05),
+            "reward/skewness": 0.2 * draw.gauss(0, 1), "reward/p5": unit * -1.3, "reward/p50": unit * 0.3,
+            "reward/p95": unit * about(1.9, 0.03), "kl/ref": kl, "kl/ref_sequence": kl * tokens,
+            "policy/perplexity": math.exp(about(entropy * (1 - 0.2 * risen), 0.03)), "policy/entropy": about(entropy, 0.03),
+            "policy/approx_kl": about(1e-3, 0.2), "policy/ratio_deviation": about(0.02, 0.1),
+            "response/length": about(tokens * (1 + 0.1 * risen), 0.03), "response/truncated": abs(0.01 * draw.gauss(0, 1)),
+            "response/distinct": min(1.0, about(0.95, 0.02)), "response/distinct_2": about(0.4, 0.03),
+            "response/repeated_ngram_rate": abs(about(0.05, 0.2)), "response/compression": about(0.45, 0.02),
+            "value/explained_variance": -1 + 1.8 * (1 - math.exp(-i / 4)) + 0.03 * draw.gauss(0, 1),
+            "grad_norm/policy": about(0.5, 0.2), "grad_norm/critic": about(1.0, 0.2), "loss/value": about(0.1, 0.2),
+        })  # fmt: skip
+    return rows
+
+
+def ramp(i: int, length: float = 12.0) -> float:
+    """0 until the turn, then linearly to 1."""
+    return min(max((i - TURN) / length, 0.0), 1.0)
+
+
+def scaled(name: str, factor: float) -> Callable[[int, Row], None]:
+    def change(i: int, row: Row) -> None:
+        row[name] *= 1 + (factor - 1) * ramp(i)
+
+    return change
+
+
+def distance(i: int, row: Row) -> None:
+    """Far away at a steady pace, with reward in proportion to sqrt(KL)."""
+    row["kl/ref"] = 0.011 * i
+    row["kl/ref_sequence"] = 100 * row["kl/ref"]
+    row["reward/mean"] = 0.3 + 0.5 * math.sqrt(row["kl/ref_sequence"])
+
+
+def acceleration(i: int, row: Row) -> None:
+    row["kl/ref"] = 0.002 * i + 0.08 * max(i - TURN, 0)
+    row["kl/ref_sequence"] = 100 * row["kl/ref"]
+    row["reward/mean"] = 0.3 + 0.5 * math.sqrt(row["kl/ref_sequence"])
+
+
+def price(i: int, row: Row) -> None:
+    """A slow way off that buys nothing from the turn on."""
+    row["kl/ref"] = 0.004 * i
+    row["kl/ref_sequence"] = 100 * row["kl/ref"]
+    row["reward/mean"] = 0.3 + 0.5 * math.sqrt(0.4 * min(i, 25))
+
+
+def tail(i: int, row: Row) -> None:
+    row["reward/skewness"] += 3 * ramp(i)
+    row["reward/p95"] += 6 * ramp(i)
+
+
+def sure(i: int, row: Row) -> None:
+    row["policy/perplexity"] = math.exp(math.log(row["policy/perplexity"]) * (1 - 0.9 * ramp(i)))
+
+
+def lost(i: int, row: Row) -> None:
+    row["policy/perplexity"] = math.exp(math.log(row["policy/perplexity"]) * (1 + 3 * ramp(i)))
+
+
+def capped(i: int, row: Row) -> None:
+    row["response/truncated"] += 0.8 * ramp(i)
+
+
+def loops(i: int, row: Row) -> None:
+    row["response/repeated_ngram_rate"] += 0.5 * ramp(i)
+
+
+def unlearned(i: int, row: Row) -> None:
+    row["value/explained_variance"] -= 2.5 * ramp(i)
+
+
+def spike(i: int, row: Row) -> None:
+    if i == TURN:
+        row["grad_norm/policy"] *= 60
+
+
+FAULTS: dict[str, tuple[str, Callable[[int, Row], None]]] = {
+    "far": ("kl_distance", distance), "accelerating": ("kl_acceleration", acceleration), "dear": ("reward_price", price),
+    "tail": ("reward_tail", tail), "same scores": ("saturation", scaled("reward/std", 0.1)), "sure": ("perplexity", sure),
+    "lost": ("perplexity", lost), "short": ("length_drift", scaled("response/length", 0.2)),
+    "long": ("length_drift", scaled("response/length", 4.0)), "capped": ("length_drift", capped),
+    "alike": ("diversity", scaled("response/distinct", 0.2)), "few words": ("diversity", scaled("response/distinct_2", 0.2)),
+    "loops": ("diversity", loops), "compressible": ("diversity", scaled("response/compression", 0.3)),
+    "critic": ("critic", unlearned), "spike": ("spikes", spike),
+}  # fmt: skip
+SIDE_EFFECTS = {"accelerating": {"kl_distance"}, "short": {"reward_price"}}
+
+
+def alarms_of(rows: list[Row]) -> list[Alarm]:
+    watch = CollapseWatch()
+    return [alarm for row in rows for alarm in watch.step(row)]
+
+
+def with_fault(change: Callable[[int, Row], None], seed: int = 0) -> list[Row]:
+    rows = healthy(seed)
+    for i, row in enumerate(rows):
+        change(i, row)
+    return rows
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_each_detector_sees_its_own_fault_and_no_other(fault: str) -> None:
+    name, change = FAULTS[fault]
+    alarms = alarms_of(with_fault(change))
+    own = [a for a in alarms if a.detector == name]
+    assert own, f"{name} is silent"
+    if fault not in ("far", "dear"):  # one is no turn, the other turns sooner
+        assert TURN - 8 <= own[0].since <= own[0].iteration <= TURN + 25
+    others = {a.detector for a in alarms} - {name} - SIDE_EFFECTS.get(fault, set())
+    assert not others, f"{others} fired too"
+    assert f"since iteration {own[0].since}; usually" in own[0].message and own[0].message.count("\n") == 0
+
+
+def test_every_detector_has_a_fault_here() -> None:
+    assert {name for name, _ in FAULTS.values()} == {d.name for d in DETECTORS}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 10**6), st.sampled_from([8.0, 100.0, 2000.0]), st.sampled_from([0.1, 1.0, 3.0]), st.sampled_from([1e-3, 1.0, 50.0])
+)  # fmt: skip
+def test_noise_is_no_warning_whatever_the_model(seed: int, tokens: float, entropy: float, unit: float) -> None:
+    alarms = alarms_of(healthy(seed, tokens=tokens, entropy=entropy, unit=unit))
+    assert not [a for a in alarms if a.level != "notice"]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([n for n in FAULTS if n not in SIDE_EFFECTS]))
+def test_faults_are_seen_in_any_noise(seed: int, fault: str) -> None:
+    name, change = FAULTS[fault]
+    assert name in {a.detector for a in alarms_of(with_fault(change, seed))}
+
+
+def test_two_kinds_of_signs_are_a_collapse() -> None:
+    both = with_fault(tail)
+    for i, row in enumerate(both):
+        sure(i, row)
+    found = [a for a in alarms_of(both) if a.level == "collapse"]
+    assert [a.detector for a in found] == ["combined"]
+    assert "perplexity and reward_tail warn together" in found[0].message
+    assert TURN - 8 <= found[0].since <= TURN + 12
+    alike = with_fault(sure)  # two of one kind are not
+    for i, row in enumerate(alike):
+        loops(i, row)
+    assert {a.level for a in alarms_of(alike)} == {"warning"}
+
+
+def test_a_policy_beyond_the_entropy_of_the_start_has_collapsed() -> None:
+    levels = [(a.level, a.iteration) for a in alarms_of(with_fault(distance)) if a.detector == "kl_distance"]
+    assert [level for level, _ in levels] == ["warning"], "0.88 of the entropy at the end"
+    rows = healthy(0, 110)
+    for i, row in enumerate(rows):
+        distance(i, row)
+    found = [a for a in alarms_of(rows) if a.level == "collapse"]
+    assert [a.detector for a in found] == ["kl_distance"] and 91 <= found[0].iteration <= 97
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_not_finite(value: float | None) -> None:
+    rows = healthy(0, 20)
+    for row in rows[7:9]:
+        row["loss/value"] = value
+    found = alarms_of(rows)
+    assert [(a.iteration, a.level, a.detector) for a in found] == [(7, "collapse", "not_finite")], "told once"
+    assert found[0].message.startswith("loss/value not finite, since iteration 7")
+
+
+def test_streams_with_little_in_them() -> None:
+    assert alarms_of([{"iteration": i} for i in range(50)]) == []
+    flat = healthy(0)
+    for row in flat:
+        row.update({k: 0.0 for k in row if "/" in k})
+    assert alarms_of(flat) == []
+    assert alarms_of([dict(row, phase="critic") for row in healthy(0)]) == []
+
+
+def test_told_once_and_again_after_a_pause() -> None:
+    rows = healthy(0, 120)
+    for row in (*rows[40:50], *rows[50 + 3 * MEMORY : 60 + 3 * MEMORY]):
+        row["response/truncated"] = 0.9
+    found = alarms_of(rows)
+    assert [a.detector for a in found] == ["length_drift"] * 2
+    assert 40 <= found[0].iteration < 50 and 80 <= found[1].iteration < 90
+
+
+@pytest.mark.parametrize("fault", ["accelerating", "dear", "loops"])
+def test_state_survives_a_checkpoint(fault: str) -> None:
+    rows = with_fault(FAULTS[fault][1])
+    whole = alarms_of(rows)
+    assert whole == alarms_of(rows), "deterministic"
+    for cut in (3, TURN, TURN + 9, TURN + 16):
+        first, second = CollapseWatch(), CollapseWatch()
+        alarms = [a for row in rows[:cut] for a in first.step(row)]
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        alarms += [a for row in rows[cut:] for a in second.step(row)]
+        assert alarms == whole
+
+
+def test_after_a_rollback_nothing_is_remembered_of_what_was_given_up() -> None:
+    rows = with_fault(acceleration)
+    watch = CollapseWatch()
+    for row in rows[:60]:
+        watch.step(row)
+    assert watch.healthy_until < 60 and watch.level == "collapse"
+    watch.forget_after(30)
+    fresh = CollapseWatch()
+    for row in rows[:30]:
+        fresh.step(row)
+    assert watch.state_dict() == fresh.state_dict() and watch.healthy_until == math.inf
+
+
+def test_scan_reads_a_run(tmp_path: Path) -> None:
+    rows = with_fault(tail)
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert scan(file) == scan(tmp_path) == alarms_of(rows) != []
+    with pytest.raises(UserError, match=r"no such file; name a run directory"):
+        scan(tmp_path / "other")
+    file.write_text('{"iteration": 1}\n{"iter', encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics.jsonl:2: not a line of metrics"):
+        scan(file)
+    file.write_text("[1]\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: not a line"):
+        scan(file)
+
+
+def test_robust_statistics_by_hand() -> None:
+    assert spread([1, 2, 3, 4, 100]) == pytest.approx(1.4826 * 1)
+    assert theil_sen([0, 1, 2, 50, 4]) == pytest.approx(1)  # slopes 1, 1, 1, then the outlier's, of ten
+    assert theil_sen([0, 4], [1, 3]) == 2 and theil_sen([5]) == 0 and theil_sen([1, 2], [3, 3]) == 0
+    assert noise([0, 1, 2, 3]) == pytest.approx(1.4826 / math.sqrt(2)) and noise([1, 2]) == 0
