@@ -98,6 +98,10 @@ class CheckpointConfig(Section):
     """how many of the newest checkpoints stay"""
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+Trackers = Annotated[list[TrackerName], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
 class RunConfig(Section):
     """What all stages share."""
 
@@ -113,6 +117,12 @@ class RunConfig(Section):
     """run Python code that comes with a model"""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """checkpoints and how many are kept"""
+    trackers: Trackers = []
+    """what gets the metrics, samples and alarms beside metrics.jsonl; keys come from the trackers' own environment variables"""
+    tracker_project: str = Field("ppomax", min_length=1)
+    """project in Weights & Biases and trackio"""
+    tracker_name: str | None = None
+    """the run's name there; null: the name of the run directory"""
 
     @model_validator(mode="before")
     @classmethod

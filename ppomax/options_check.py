@@ -103,6 +103,9 @@ def _look(values: Any, name: str) -> Any:
 def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
     if config.checkpoint.every == 0:
         yield "checkpoint.keep", "checkpoint.every is 0, so there is one checkpoint at the end"
+    if not {"wandb", "trackio"} & set(config.trackers):
+        for name in ("tracker_project", "tracker_name"):
+            yield name, "trackers holds neither wandb nor trackio"
     for name in type(config).model_fields:
         section = getattr(config, name)
         if isinstance(section, OptimConfig) and section.schedule in ("constant", "inverse_sqrt"):

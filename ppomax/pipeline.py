@@ -79,7 +79,10 @@ KINDS: dict[str, Kind] = {
     ),
     "exam": Kind("ppomax.evaluate.exam:ExamConfig", "ppomax.evaluate.exam:run_exam", ".", proof="result.json"),
 }
-HARMLESS = {"device", "checkpoint.every", "checkpoint.keep", "micro_batch_tokens", "sampling.batch_size"}
+HARMLESS = {
+    "device", "checkpoint.every", "checkpoint.keep", "micro_batch_tokens", "sampling.batch_size", "trackers",
+    "tracker_project", "tracker_name",
+}  # fmt: skip
 """fields that do not change what a finished stage would be, but for rounding"""
 STATE = "pipeline.json"
 NAME = re.compile(r"[A-Za-z0-9_-]+")
