@@ -33,6 +33,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "already": "You had judged this pair on another page. The first judgement counts; undo takes it back.",
         "bad_link": "This address is not valid. Use the one that the command printed for you.",
         "bad_request": "This request was not made by this page, or is damaged. Nothing was kept.",
+        "not_kept": "The database could not be written (is the disk full?). Nothing was kept: load this page again.",
         "not_found": "There is no such page.", "back": "Back to the page",
     },
     "zh": {
@@ -49,6 +50,7 @@ WORDS: dict[Language, dict[str, str]] = {
         "already": "您已在另一个页面评判过这一对。以第一次评判为准；可用撤销收回。",
         "bad_link": "此地址无效。请使用命令为您打印的地址。",
         "bad_request": "此请求不是由本页面发出的，或者已损坏。没有保存任何内容。",
+        "not_kept": "数据库无法写入（磁盘满了吗？）。没有保存任何内容：请重新加载此页。",
         "not_found": "没有这个页面。", "back": "返回页面",
     },
 }  # fmt: skip

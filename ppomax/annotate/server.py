@@ -13,7 +13,9 @@ import ipaddress
 import re
 import secrets
 import socket
-from collections.abc import Sequence
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, urlsplit
@@ -197,12 +199,15 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---------------------------------------------------------------------------------------- machinery
 
-    def _answer(self, work: object) -> None:
+    def _answer(self, work: Callable[[], None]) -> None:
         try:
             if not self.server.knows_host(self.headers.get("Host", "")):
                 raise Refused(421, "bad_link")
-            assert callable(work)
-            work()
+            try:
+                work()
+            except sqlite3.Error as error:
+                print(f"ppomax: {self.server.store.path}: {error}", file=sys.stderr, flush=True)
+                raise Refused(503, "not_kept") from error
         except Refused as refused:
             self.close_connection = True  # the body may not have been read
             number = urlsplit(self.path).path.split("/")[1] if self.path.startswith("/") else ""

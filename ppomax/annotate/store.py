@@ -81,7 +81,8 @@ class Item:
     @property
     def record(self) -> str:
         """As kept: JSON in ASCII, since an answer may hold half of a surrogate pair."""
-        return json.dumps(asdict(self), sort_keys=True)
+        prompt = [{"role": message["role"], "content": message["content"]} for message in self.prompt]
+        return json.dumps({**asdict(self), "prompt": prompt})
 
     @classmethod
     def from_record(cls, text: str) -> Item:
@@ -169,10 +170,11 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk may have ended it
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     # ------------------------------------------------------------------------------------------- set up
 

@@ -145,11 +145,11 @@ def table(result: dict[str, Any]) -> str:
         )
     chance = result["beyond_chance"]
     if chance is not None:
-        told = [("kappa", f"{p['one']} - {p['other']}", p["kappa"]) for p in chance["pairs"] if p["items"]]
-        told.append(("Krippendorff's alpha (ordinal)", "all", chance["all_judges"]["alpha_ordinal"]))
+        measures = [("kappa", f"{p['one']} - {p['other']}", p["kappa"]) for p in chance["pairs"] if p["items"]]
+        measures.append(("Krippendorff's alpha (ordinal)", "all", chance["all_judges"]["alpha_ordinal"]))
         lines += [
             f"{what}, {who}: {found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-            for what, who, found in told
+            for what, who, found in measures
             if None not in found.values()  # without a difference between prompts there is nothing to measure
         ]
     for name, found in result["annotators"].items():

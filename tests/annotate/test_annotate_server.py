@@ -293,6 +293,29 @@ def test_two_annotators_at_once(tmp_path: Path) -> None:
     store.close()
 
 
+def test_full_disk_is_told_and_can_be_mended(
+    served: tuple[AnnotationServer, list[Browser]], store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anna = served[1][0].enter()
+    fields = {**anna.hidden("judge"), "choice": "left"}
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    assert store._db.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0] == pages
+    long = {**fields, "reason": "x" * 2000}
+    answers = []
+    for n in range(40):  # some fit into pages that are there
+        answers.append(anna.post("judge", {**long, "submission": f"s{n}"}))
+        if answers[-1] == 503:
+            break
+        assert anna.post("undo", anna.look().hidden("undo")) == 303
+    assert answers[-1] == 503 and "Nothing was kept" in anna.page
+    assert "disk is full" in capsys.readouterr().err
+    kept = len(store.judgements())
+    assert kept == len(answers) - 1
+    store._db.execute("PRAGMA max_page_count = 100000")
+    assert anna.post("judge", {**long, "submission": f"s{len(answers) - 1}"}) == 303  # the reload
+    assert len(store.judgements()) == kept + 1
+
+
 def test_hosts_and_addresses(store: Store) -> None:
     (anna,) = store.add_annotators(["anna"])
     with serving(store, ["anna"]) as (server, _):
