@@ -35,8 +35,8 @@ class WorldConfig(Section):
     """passages of plain text (about 45 words each)"""
     dialogues: int = Field(6000, ge=1)
     """demonstrations of mixed quality"""
-    train_prompts: int = Field(4000, ge=1)
-    """prompts for PPO"""
+    train_prompts: int = Field(1400, ge=1)
+    """prompts for PPO; of many more, some kinds would run out"""
     heldout_prompts: int = Field(1200, ge=1)
     """prompts that ask what no training prompt asks"""
     pairs: int = Field(6000, ge=1)

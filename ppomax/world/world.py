@@ -19,7 +19,7 @@ from ppomax.world.judge import Judge, Judgement
 from ppomax.world.prompts import MIX, NONE, Task, all_tasks, messages
 from ppomax.world.text import passage
 
-VERSION = "7"
+VERSION = "8"
 """raised with every change of what the world says or judges; ``fingerprint`` tells when that was forgotten"""
 MULTI_TURN = 0.2
 """share of prompts with an earlier exchange, of the kinds that can have one"""
@@ -111,7 +111,8 @@ class World:
         return Prompt(messages(self.facts, task), task.category, origin, tuple(columns.items()))
 
     def prompts(self, split: str, n: int) -> list[Prompt]:
-        """``n`` different prompts of "train" or "heldout". UserError where there are not so many."""
+        """``n`` different prompts of "train" or "heldout". UserError where there are not so many; well before that, kinds
+        run out: a standard world keeps its mix up to 1400."""
         rng = stream(self.seed, self.language, self.size, "prompts", split)
         return [self.record(task) for task in self._draw(split, n, rng, unique=True)]
 

@@ -236,4 +236,16 @@ def test_the_exam_is_put_as_the_quizzes_of_the_text_are(world: World) -> None:
 
 def test_the_fingerprint_is_that_of_the_version() -> None:
     """Whoever changes what the world says or judges raises VERSION, and writes the new fingerprint here."""
-    assert (VERSION, fingerprint()) == ("7", "b44983b413d5e8bf")
+    assert (VERSION, fingerprint()) == ("8", "e58f2b2c6760bc6b")
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_kinds_keep_their_shares_to_the_end(world: World, split: str) -> None:
+    """No kind runs out: a judge who reads the first 400 prompts and one who reads 1200 see the same mix."""
+    prompts = world.prompts(split, 1200 if split == "heldout" else 1400)
+    for start in range(0, 1200, 400):
+        third = prompts[start : start + 400]
+        harmful = [p for p in third if p.source == "harmful"]
+        assert 0.18 < len(harmful) / 400 < 0.32
+        assert sum(len(p.messages) > 1 for p in harmful) / len(harmful) < 0.35
+        assert 0.4 < sum(p.source == "helpful" for p in third) / 400 < 0.6
