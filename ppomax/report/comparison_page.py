@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppomax.report.comparison import RULE, Compared
-from ppomax.report.figures import live_win_rate, training_panel
+from ppomax.report.figures import PANELS, live_win_rate
+from ppomax.report.frame import FIGURES, HEAD, HTML, embedded
 from ppomax.report.markdown import number
-from ppomax.report.page import FIGURES, HEAD, HTML, embedded
+from ppomax.report.ppo_part import panels_figure
 
 NOTE = (
     "Reward: of the reward model that PPO was trained on. KL to SFT: nats a response. Length: tokens. These and the "
@@ -81,7 +82,7 @@ def comparison_page(
             f"Answers to the same {prompts} held-out prompts each time, against SFT's drawn in the same way. The judge knows "
             "the truth, and nothing is trained on it.",
         ),
-        embedded("Training", lambda file: training_panel(metrics, file)),
+        panels_figure("training", "Training", metrics, PANELS),
     ]
     return TEMPLATE.render(
         title=title,
@@ -90,7 +91,7 @@ def comparison_page(
         measures=[(name, [cell.replace(", ", ",\N{NO-BREAK SPACE}") for cell in cells]) for name, cells in table(rows)],
         note=note(rows, chance),
         sentences=said,
-        figures=figures,
+        figures=[figure for figure in figures if figure is not None],
         rule=rule[0].upper() + rule[1:],
         dialogues=shown,
     )

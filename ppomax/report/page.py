@@ -1,158 +1,189 @@
-"""RUN/report.html: one self-contained page of a PPO run, made from the run's own files, readable without a network.
+"""``ppomax report`` and RUN/report.html: one self-contained page of PPO and reward-model runs, from their own files.
 
-What models and data wrote is untrusted: every value goes through jinja's escaping, and the page has no script.
+A PPO run writes its page at its end with `ppo_page`; `report` makes the same page later, of one run or of several. What
+models and data wrote is untrusted: see `frame`.
 """
 
 from __future__ import annotations
 
-import base64
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jinja2 import Environment
+from markupsafe import Markup
 
-from ppomax.report.figures import live_win_rate, reward_histogram, training_panel
-from ppomax.report.markdown import number
-from ppomax.report.stages import read_lines
+from ppomax.errors import UserError
+from ppomax.report import ppo_part, reward_part, settings_part
+from ppomax.report.frame import FIGURES, HEAD, HTML, SCRIPT, Figures, embedded
+from ppomax.report.run_verdict import two_sentences
+from ppomax.report.stages import Stage, read_directory
 
-Row = Mapping[str, Any]
-SHOWN = (
-    ("reward/mean", "reward"),
-    ("kl/ref", "KL to the reference, nats a token"),
-    ("response/length", "response length, tokens"),
-    ("response/truncated", "share cut at the length limit"),
-    ("policy/perplexity", "perplexity on its own responses"),
-    ("policy/entropy", "entropy, nats a token"),
-)
-DIALOGUES = 12
+__all__ = ["FIGURES", "HEAD", "HTML", "Report", "embedded", "ppo_page", "report"]
 
-HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-HEAD = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
-table { border-collapse: collapse; width: 100%; table-layout: fixed; }
-td, th { border: 1px solid #8886; padding: .4rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-th { hyphens: auto; }
-.who { width: 6.5rem; }
-td { white-space: pre-wrap; }
-img { max-width: 100%; background: #fff; }
-pre { overflow-x: auto; background: #8882; padding: .6rem; }
-.alarm { border-left: .4rem solid #d55e00; padding-left: .6rem; }
-</style></head><body>
-<h1>{{ title }}</h1>
-"""
-"""beginning of every page; needs ``title``"""
-FIGURES = """\
-{% for name, caption, source in figures %}<h2>{{ name }}</h2><img alt="{{ name }}" src="{{ source }}">
-{% if caption %}<p>{{ caption }}</p>
+SHOWN_ALARMS = 20
+LISTS = """\
+{% macro texts(title, about, items) %}
+<section data-search><h2>{{ title }}</h2>
+{% if about %}<p>{{ about }}</p>
 {% endif %}
+<p class="search" hidden><label>Search <input type="search"></label> <output aria-live="polite"></output></p>
+{% for item in items %}<article>
+{% for turn in item.turns %}<p><span class="name">{{ turn.role }}</span> <span class="text" dir="auto">{{ turn.content }}</span></p>
 {% endfor %}
+<div class="grid">{% for answer in item.answers %}<div><span class="name">{{ answer.title }}</span>
+<p class="text" dir="auto">{{ answer.text }}</p><small>{{ answer.numbers }}</small></div>
+{% endfor %}</div>
+{% if item.from %}<small>{{ item.from }}</small>
+{% endif %}</article>
+{% endfor %}</section>
+{% endmacro %}
 """
-"""needs ``figures``, made by `embedded`"""
-
 TEMPLATE = HTML.from_string(
-    HEAD
+    LISTS
+    + HEAD
     + """\
-<p>{{ summary }}</p>
-{% for alarm in alarms %}<p class="alarm">{{ alarm.level }}, iteration {{ alarm.iteration }}: {{ alarm.message }}</p>
+<main>
+{% for said in verdicts %}<p class="verdict">{% if verdicts | length > 1 %}<b>{{ said.name }}:</b> {% endif %}
+{{ said.sentences[:2] | join(" ") | code }}</p>
+<p>{{ said.summary }}</p>
+{% if said.sentences[2:] %}<ul>{% for sentence in said.sentences[2:] %}<li>{{ sentence | code }}</li>
+{% endfor %}</ul>{% endif %}
 {% endfor %}
-<table><tr><th>number</th><th>first iteration of the policy</th><th>last</th></tr>
-{% for name, first, last in numbers %}<tr><th>{{ name }}</th><td>{{ first }}</td><td>{{ last }}</td></tr>
-{% endfor %}</table>
+{% for alarm in alarms %}<p class="alarm {{ alarm.level }}">{{ alarm.level }}{{ alarm.of }}, iteration {{ alarm.iteration }}:
+{{ alarm.message }}</p>
+{% endfor %}
+{% if more_alarms %}<p>{{ more_alarms }} more alarms: alarms.jsonl.</p>{% endif %}
+{% if numbers %}<div class="wide" style="--columns: {{ ppo | length }}"><table>
+<tr><th>number</th>{% for name in ppo %}<th>{% if ppo | length > 1 %}{{ name }}: {% endif %}first iteration to last</th>{% endfor %}</tr>
+{% for name, cells in numbers %}<tr><th>{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
+{% for name, table in tables if table %}<h2>Held-out pairs{% if tables | length > 1 %}: {{ name }}{% endif %}</h2>
+<div class="wide" style="--columns: {{ table.head | length }}"><table>
+<tr><th></th>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for source, cells in table.rows %}<tr><th>{{ source }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+<p>{% for about, value in table.besides %}{{ about }} {{ value }}{{ ". " if loop.last else "; " }}{% endfor %}
+Accuracies with 95% intervals.</p>
+{% endfor %}
 """
     + FIGURES
     + """\
-{% if dialogues %}<h2>Held-out prompts: before and after</h2>
-<table><tr><th>prompt</th><th>update {{ before }}</th><th>update {{ after }}</th></tr>
-{% for d in dialogues %}<tr><td>{{ d.prompt }}</td><td>{{ d.first }}
-<small>score {{ d.first_score }}</small></td><td>{{ d.last }}
-<small>score {{ d.last_score }}, KL {{ d.kl }} nats</small></td></tr>
-{% endfor %}</table>{% endif %}
-<h2>Settings</h2><pre>{{ settings }}</pre>
-</body></html>
+{% if dialogues.shown %}{{ texts("Held-out prompts: before and after", dialogues.about, dialogues.shown) }}{% endif %}
+{% if wrong %}{{ texts("Confidently wrong pairs", "Held-out pairs that the model orders against the label, the widest gaps \
+first (Table 1 of the paper).", wrong) }}{% endif %}
+{% if between %}<h2>Settings in which the runs differ</h2><div class="wide" style="--columns: {{ between[0][1] | length }}"><table>
+<tr><th>option</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for option, cells in between %}<tr><th>{{ option }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
+{% if details.rows %}<h2>The twelve details</h2><div class="wide" style="--columns: {{ details.head | length }}"><table>
+<tr><th>detail</th>{% for name in details.head %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for number, name, states in details.rows %}<tr><th>{{ number }} {{ name }}</th>
+{% for state in states %}<td>{{ state }}</td>{% endfor %}</tr>
+{% endfor %}</table></div><p><small>* = part of PPO-max in Fig. 5 of the paper.</small></p>{% endif %}
+<h2>Settings, and how to make it again</h2>
+{% for run in made %}<h3>{{ run.name }}</h3>
+<pre>{{ run.command }}</pre>
+<p>Seed {{ run.seed }}.{% if run.version %} Trained with ppomax {{ run.version }}.{% endif %}</p>
+{% if run.data %}<ul>{% for line in run.data %}<li>{{ line }}</li>
+{% endfor %}</ul>{% endif %}
+{% if run.differs %}<details><summary>{{ run.differs | length }} options differ from the preset {{ run.preset }}</summary><table>
+<tr><th>option</th><th>preset</th><th>run</th></tr>
+{% for option, preset, own in run.differs %}<tr><th>{{ option }}</th><td>{{ preset }}</td><td>{{ own }}</td></tr>
+{% endfor %}</table></details>{% endif %}
+<details><summary>config.yaml</summary><pre>{{ run.settings }}</pre></details>
+{% endfor %}
+<p><small>Digests are of the files as they were when this page was made, with {{ versions }}.</small></p>
+</main>
+<script>{{ script }}</script></body></html>
 """
 )
 
 
-def embedded(name: str, draw: Callable[[Path], None], caption: str = "") -> tuple[str, str, str]:
-    """(name, caption, data URL of what ``draw`` puts into a file): a figure within the page."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figure.png"
-        draw(file)
-        return name, caption, "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+@dataclass(frozen=True)
+class Report:
+    """A page and the figures in it."""
+
+    html: str
+    figures: list[Figures]
 
 
-def _dialogues(samples: Sequence[Row]) -> dict[str, Any]:
-    """The fixed prompts' first and last answers, side by side."""
-    if not samples:
-        return {"dialogues": []}
-    first, last = samples[0]["iteration"], samples[-1]["iteration"]
-    before = [s for s in samples if s["iteration"] == first][:DIALOGUES]
-    after = [s for s in samples if s["iteration"] == last][:DIALOGUES]
-    return {
-        "before": before[0]["update"],
-        "after": after[0]["update"],
-        "dialogues": [
-            {
-                "prompt": "\n".join(f"{m['role']}: {m['content']}" for m in b["prompt"]),
-                "first": b["response"], "last": a["response"], "kl": number(a["kl"]),
-                "first_score": number(b["score"]), "last_score": number(a["score"]),
-            }
-            for b, a in zip(before, after, strict=True)
-        ],
-    }  # fmt: skip
-
-
-def _judged(run: Path, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """The win rate over training, and against what it is."""
-    watch = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["watch"]
-    judge = " + ".join(str(s["name"] or s["function"] or s["model"] or s["url"]) for s in watch["judge"])
-    words = {"sampled": "answers drawn as the policy draws its own", "greedy": "greedy answers"}
-    against = {words[b]: (rows, f"eval/win_rate_{b}") for b in dict.fromkeys(watch["baselines"])}
-    caption = (
-        f"Judged by {judge} on {rows[-1]['eval/prompts']} fixed held-out prompts, against the reference model's "
-        f"{' and its '.join(against)}; a difference of scores up to {watch['tie_band']:g} is a tie and counts half. "
-    )
-    best = max(rows, key=lambda row: row["eval/win_rate"])
-    if watch["keep_best"]:
-        caption += f"Best: {100 * best['eval/win_rate']:.1f}% at iteration {best['iteration']}, kept in best/."
-    return embedded(
-        "Judged win rate over training",
-        lambda file: live_win_rate({f"against the reference's {k}": v for k, v in against.items()}, file, judge=judge),
-        caption,
-    )
+def report(paths: Sequence[Path]) -> Report:
+    """The page of one or several run directories. UserError where one holds no PPO or reward-model run."""
+    ppo: dict[str, Stage] = {}
+    reward: dict[str, Stage] = {}
+    for name, path in zip(_names(paths), paths, strict=True):
+        of_kind = ppo if _kind(path) == "ppo" else reward
+        of_kind[name] = read_directory(path, name)
+    return _report(ppo, reward)
 
 
 def ppo_page(run: Path) -> str:
     """The page of a PPO run directory, as HTML."""
-    metrics, samples = read_lines(run / "metrics.jsonl"), read_lines(run / "samples.jsonl")
-    policy = [row for row in metrics if row.get("phase") == "policy"]
-    figures = []
-    if policy:
-        figures.append(embedded("Training", lambda file: training_panel({run.name: metrics}, file)))
-    if evaluations := read_lines(run / "evaluations.jsonl"):
-        figures.append(_judged(run, evaluations))
-    if samples:
-        figures.append(
-            embedded("Scores of the held-out prompts", lambda file: reward_histogram({run.name: samples}, file))
-        )
-    updates = policy[-1]["update"] if policy else 0
-    seconds = sum(row.get("time/total", 0.0) for row in metrics)
-    return TEMPLATE.render(
-        title=f"PPO run {run.name}",
-        summary=f"{len(policy)} iterations, {updates} policy updates, {len(metrics) - len(policy)} iterations of critic "
-        f"pre-training, {seconds / 60:.1f} minutes.",
-        alarms=read_lines(run / "alarms.jsonl"),
-        numbers=[(name, number(policy[0].get(key)), number(policy[-1].get(key))) for key, name in SHOWN if policy],
-        figures=figures,
-        settings=(run / "config.yaml").read_text(encoding="utf-8"),
-        **_dialogues(samples),
-    )
+    return _report({run.name: read_directory(run, run.name)}, {}).html
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The directories' names, with as much before them as tells them apart."""
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"{next(p for i, p in enumerate(paths) if parts[i] in parts[:i])}: given twice")
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _kind(path: Path) -> str:
+    """``ppo`` or ``reward``, by the settings."""
+    file = path / "config.yaml"
+    if not file.exists():
+        below = sorted(f.parent.name for f in path.glob("*/config.yaml")) if path.is_dir() else []
+        hint = f"; give runs below it: {', '.join(below)}" if below else ""
+        raise UserError(f"{path}: no run: it has no config.yaml{hint}")
+    settings = read_directory(path, path.name).config
+    if "rollout_batch" in settings:
+        return "ppo"
+    if "lm_coef" in settings:
+        return "reward"
+    raise UserError(f"{file}: neither a PPO nor a reward-model run; a report is made of these")
+
+
+def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage]) -> Report:
+    every = {**ppo, **reward}
+    names = list(every)
+    said = [{"name": n, "sentences": two_sentences(r), "summary": ppo_part.summary(r)} for n, r in ppo.items()]
+    said += [
+        {"name": n, "sentences": reward_part.verdict(r), "summary": reward_part.summary(r)} for n, r in reward.items()
+    ]
+    alarms = [
+        {**alarm, "of": f" in {name}" if len(every) > 1 else ""} for name, run in ppo.items() for alarm in run.alarms
+    ]
+    if len(every) > 1:
+        title = f"{len(every)} runs: {', '.join(names)}"
+    else:
+        title = f"{'PPO' if ppo else 'Reward-model'} run {names[0]}"
+    figures = [*ppo_part.figures(ppo), *reward_part.figures(reward)]
+    dialogues = ppo_part.dialogues(ppo)
+    if dialogues["left_out"]:
+        dialogues["about"] = f"{dialogues['left_out']} more are in samples.jsonl: the page has room for so much."
+    kinds = [kind for kind in (ppo, reward) if len(kind) > 1]
+    html = TEMPLATE.render(
+        title=title, verdicts=said, alarms=alarms[:SHOWN_ALARMS], more_alarms=max(0, len(alarms) - SHOWN_ALARMS),
+        ppo=list(ppo), numbers=ppo_part.numbers(ppo), tables=[(n, reward_part.tables(r)) for n, r in reward.items()],
+        figures=figures, dialogues=dialogues, wrong=reward_part.confidently_wrong(reward) if reward else [],
+        between=settings_part.between(kinds[0]) if kinds else [], names=list(kinds[0]) if kinds else [],
+        details=settings_part.details(ppo), made=[_made(n, r, "ppo" if n in ppo else "reward") for n, r in every.items()],
+        versions=settings_part.versions(), script=Markup(SCRIPT),  # our own text, and its hash is in the page's policy
+
+    )  # fmt: skip
+    return Report(html, figures)
+
+
+def _made(name: str, run: Stage, verb: str) -> dict[str, object]:
+    """Settings of one run, and how to repeat it."""
+    return {
+        "name": name, "command": settings_part.command(run, verb), "seed": run.config.get("seed"),
+        "version": settings_part.trained_with(run), "data": settings_part.data(run), "preset": run.config.get("preset"),
+        "differs": settings_part.from_preset(run) if verb == "ppo" else None,
+        "settings": (run.path / "config.yaml").read_text(encoding="utf-8"),
+    }  # fmt: skip

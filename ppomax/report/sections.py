@@ -15,7 +15,7 @@ import yaml
 from ppomax.evaluate.winrate import summarise
 from ppomax.report.figures import reward_histogram, training_panel, win_rate_curve
 from ppomax.report.markdown import accuracy_cell, estimate, number, share, table
-from ppomax.report.stages import Course, Pipeline, Stage, flat, parameters, read_lines, seconds
+from ppomax.report.stages import Course, Pipeline, Stage, card_lines, flat, parameters, read_lines, seconds
 
 
 def settings_section(p: Pipeline) -> list[str]:
@@ -64,12 +64,10 @@ def data_section(p: Pipeline) -> list[str]:
     """What the load reports in the model cards say."""
     out = ["## Data"]
     for stage in (*p.language, *p.rewards):
-        card = stage.path / "final" / "README.md"
-        text = card.read_text(encoding="utf-8") if card.exists() else ""
-        match = re.search(r"^## Data\n+((?:- .*\n?)+)", text, re.MULTILINE)
-        if match:
+        if lines := card_lines(stage):
             # where the data lie is this machine's business: file names will do
-            out += [f"`{stage.name}`:", re.sub(r"\(first: [^()]*/", "(first: ", match[1].strip())]
+            said = "\n".join(f"- {line}" for line in lines)
+            out += [f"`{stage.name}`:", re.sub(r"\(first: [^()]*/", "(first: ", said)]
     for stage in p.ppo:
         prompts = ", ".join(
             f"`{s['path']}`" + (f" ({s['split']})" if s["split"] else "") for s in stage.config["prompts"]

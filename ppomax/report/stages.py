@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ class Stage:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -48,13 +52,20 @@ class Pipeline:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines of a file; none where it is absent."""
+    """JSON lines of a file; none where it is absent. A last line without its end is still being written, and left out."""
     if not path.exists():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except ValueError as error:
-        raise UserError(f"{path}: malformed JSON ({error}): is the run still being written?") from None
+    *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for i, line in enumerate(lines, 1):
+        try:
+            if line:
+                rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}:{i}: malformed JSON ({error})") from None
+    with contextlib.suppress(ValueError, TypeError):
+        rows += [dict(json.loads(unfinished))] if unfinished else []
+    return rows
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -64,13 +75,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_stage(root: Path, name: str) -> Stage | None:
     """None where the stage was not run."""
     path = root / name
-    if not (path / "config.yaml").exists():
-        return None
+    return read_directory(path, name) if (path / "config.yaml").exists() else None
+
+
+def read_directory(path: Path, name: str) -> Stage:
+    """What a stage left in ``path``, which holds a config.yaml."""
+    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.yaml'}: holds no settings")
     return Stage(
         name, path,
-        config=yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")),
+        config=config,
         metrics=read_lines(path / "metrics.jsonl"),
         samples=read_lines(path / "samples.jsonl"),
+        evaluations=read_lines(path / "evaluations.jsonl"),
+        alarms=read_lines(path / "alarms.jsonl"),
         evaluation=read_json(path / "evaluation.json"),
         result=read_json(path / "result.json"),
     )  # fmt: skip
@@ -151,6 +170,14 @@ def seconds(stage: Stage) -> dict[str, float]:
             if key.startswith("time/") and isinstance(value, int | float):
                 total[key.removeprefix("time/")] = total.get(key.removeprefix("time/"), 0.0) + value
     return total
+
+
+def card_lines(stage: Stage) -> list[str]:
+    """What the load reports in the model card say: files, counts, fingerprints. No card, no lines."""
+    card = stage.path / "final" / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    match = re.search(r"^## Data\n+((?:- .*\n?)+)", text, re.MULTILINE)
+    return [line.removeprefix("- ") for line in match[1].strip().split("\n")] if match else []
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

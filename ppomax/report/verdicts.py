@@ -19,10 +19,13 @@ class Verdicts:
     met: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """all of them, in order"""
 
     def add(self, sentence: str, *, expected: bool | None = None) -> None:
         """``expected`` None: nothing was expected."""
         {True: self.met, False: self.missed, None: self.other}[expected].append(sentence)
+        self.said.append(sentence)
 
     def blocks(self) -> list[str]:
         """Markdown: three lists under their headings."""

@@ -1,60 +1,214 @@
-"""The page of a PPO run: complete in itself, and hostile text stays text."""
+"""The page of runs: complete in itself, right for one run and several, and hostile text stays text."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-from ppomax.report.page import ppo_page
+import pytest
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7 * 7 }} \x00 你好"
+from ppomax.cli import main
+from ppomax.config import PPOConfig, RewardConfig
+from ppomax.errors import UserError
+from ppomax.options import dump_yaml, from_mapping
+from ppomax.report.page import ppo_page, report
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7 * 7 }} \x00 \u202eabc\u2066 \ud800 你好 "
+    + "x" * 3000
+)
 
 
 class Tags(HTMLParser):
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append((tag, dict(attrs)))
 
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.seen if name == tag]
 
-def write(file: Path, rows: list[dict[str, object]]) -> None:
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def test_page_is_self_contained_and_escapes_everything(tmp_path: Path) -> None:
+def ppo_run(folder: Path, text: str = "hello", iterations: int = 4, gain: float = 0.1, **settings: Any) -> Path:
+    """A run with critic pre-training, samples at its start and end, evaluations and an alarm."""
+    folder.mkdir(parents=True)
     metrics = [
-        {"iteration": i, "phase": "critic" if i == 0 else "policy", "update": 4 * i, "reward/mean": 0.1 * i, "kl/ref": 0.0,
-         "response/length": 9.0, "policy/perplexity": 3.0, "time/total": 60.0}
-        for i in range(4)
+        {"iteration": i, "phase": "critic" if i == 0 else "policy", "update": 4 * i, "reward/mean": gain * i, "reward/std": 0.2,
+         "kl/ref": 0.0, "kl/ref_k3": 0.0, "response/length": 9.0 + i, "policy/perplexity": 3.0, "loss/policy": 0.1,
+         "value/explained_variance": 0.5, "grad_norm/policy": 1.0, "time/sample": 20.0, "time/update": 30.0, "time/total": 60.0}
+        for i in range(iterations)
     ]  # fmt: skip
-    write(tmp_path / "metrics.jsonl", metrics)
-    samples = [
-        {"iteration": i, "update": 4 * i, "prompt": [{"role": "user", "content": HOSTILE}], "response": f"{HOSTILE} {i}",
-         "score": 0.5 * i, "kl": 0.1, "length": 3, "finished": True}
-        for i in (0, 3)
-    ]  # fmt: skip
-    write(tmp_path / "samples.jsonl", samples)
-    write(tmp_path / "alarms.jsonl", [{"iteration": 3, "level": "collapse", "message": HOSTILE}])
-    (tmp_path / "config.yaml").write_text(f"model: '{HOSTILE[:20]}'\n", encoding="utf-8")
-    page = ppo_page(tmp_path)
-    tags = Tags()
-    tags.feed(page)
-    names = [name for name, _ in tags.seen]
-    assert "script" not in names
+    write(folder / "metrics.jsonl", metrics)
+    write(folder / "samples.jsonl", [
+        {"iteration": i, "update": 4 * (i - 1), "prompt": [{"role": "user", "content": text}], "response": f"{text} {i}",
+         "score": 0.5 * i, "kl": None, "length": 3, "finished": i == 1}
+        for i in (1, iterations - 1)
+    ])  # fmt: skip
+    write(folder / "evaluations.jsonl", [
+        {"iteration": i, "update": 4 * (i - 1), "eval/prompts": 100, "eval/win_rate": rate, "eval/win_rate_se": 0.03,
+         "eval/win_rate_sampled": rate, "eval/win_rate_sampled_se": 0.03}
+        for i, rate in ((1, 0.5), (2, 0.6), (3, 0.4))
+    ])  # fmt: skip
+    write(folder / "alarms.jsonl", [{"iteration": 3, "level": "collapse", "message": text}])
+    watch = {"judge": [{"function": "a:b"}], "baselines": ["sampled"]}
+    values = {"model": "m", "prompts": "p.jsonl", "reward": "r", "output_dir": "o", "watch": watch, **settings}
+    (folder / "config.yaml").write_text(dump_yaml(from_mapping(PPOConfig, values)), encoding="utf-8")
+    return folder
+
+
+def test_page_is_self_contained_and_escapes_everything(tmp_path: Path) -> None:
+    page = ppo_page(ppo_run(tmp_path / "run", HOSTILE))
+    tags = Tags(page)
     assert all(not key.startswith("on") for _, attrs in tags.seen for key in attrs)
-    sources = [attrs["src"] for name, attrs in tags.seen if name == "img"]
-    assert len(sources) == 2 and all(s is not None and s.startswith("data:image/png;base64,") for s in sources)
-    assert "{{ 7 * 7 }}" in page and "49" not in page.split("</style>")[1].split("<img")[0]
+    sources = [attrs["src"] for attrs in tags.all("img")]
+    assert len(sources) == 10 and all(s is not None and s.startswith("data:image/svg+xml;base64,") for s in sources)
+    assert all(attrs["alt"] for attrs in tags.all("img"))
+    assert "{{ 7 * 7 }}" in page and not re.search(r"\b49\b", page.split("</style>")[1].split("<img")[0])
     assert "http://" not in page and "https://" not in page
-    assert "3 iterations, 12 policy updates, 1 iterations of critic pre-training, 4.0 minutes" in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4, "alarm, prompt, both answers"
-    assert len(page) < 5_000_000
+    assert "[U+202E]abc[U+2066]" in page and not re.search("[\x00\u202e\u2066\ud800]", page)
+    assert "你好" in page and len(page.encode()) < 5_000_000
+
+
+def test_the_only_script_is_the_one_that_the_policy_names(tmp_path: Path) -> None:
+    page = ppo_page(ppo_run(tmp_path / "run", "</script><script>alert(1)"))
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 1 == len(Tags(page).all("script"))
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = next(attrs["content"] for attrs in Tags(page).all("meta") if "http-equiv" in attrs)
+    assert policy is not None and f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_what_a_run_did(tmp_path: Path) -> None:
+    page = ppo_page(ppo_run(tmp_path / "run", kl={"coef": 0.25}))
+    assert "3 iterations, 12 policy updates, 1 iterations of critic pre-training, 4.0 minutes." in page
+    assert "Minutes: sample 1.3 (33%), update 2.0 (50%), other 0.7 (17%)." in page
+    assert "The reward rose, from 0.1 to 0.3 (+1.0 standard deviations of the first samples&#39; rewards)" in page
+    assert "worse than the reference&#39;s: win rate 40% [34, 46] on 100 prompts, after 60% at iteration 2" in page
+    assert "more reward and worse answers, the reward model is being exploited. Nothing turned (KL" in page
+    assert "alarms: 1 collapse, the first at iteration 3." in page
+    assert "reward 0.50, KL – nats, 3 tokens</small>" in page and "3 tokens, cut at the length limit" in page
+    assert '<p class="alarm collapse">collapse, iteration 3:' in page
+    assert re.search(r"<th>1\* token-level KL penalty</th>\s*<td>0.25 k1</td><td>0.05 k1</td>", page)
+    assert "<tr><th>kl.coef</th><td>0.05</td><td>0.25</td></tr>" in page
+    assert f"ppomax ppo {tmp_path}/run/config.yaml --output_dir ELSEWHERE" in page
 
 
 def test_page_of_a_run_without_samples(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [{"iteration": 0, "phase": "critic", "update": 0, "time/total": 1.0}])
     (tmp_path / "config.yaml").write_text("model: m\n", encoding="utf-8")
-    assert "0 iterations, 0 policy updates" in ppo_page(tmp_path)
+    page = ppo_page(tmp_path)
+    assert "0 iterations, 0 policy updates" in page and "No iteration of the policy is finished yet (1 of" in page
+
+
+def test_a_run_that_is_still_written(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "run", iterations=4)
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(whole + '{"iteration": 4, "pha')
+    assert "3 iterations, 12 policy updates" in ppo_page(run) and "Not finished: " in ppo_page(run)
+    (run / "metrics.jsonl").write_text('{"iteration": 4, "pha\n' + whole)
+    with pytest.raises(UserError, match=r"metrics.jsonl:1: malformed JSON"):
+        ppo_page(run)
+
+
+def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
+    runs = [
+        ppo_run(tmp_path / "a" / "ppo", "one"),
+        ppo_run(tmp_path / "b" / "ppo", "one", gain=-0.1, seed=7, kl={"coef": 0.0}),
+    ]
+    made = report(runs)
+    assert "2 runs: a/ppo, b/ppo" in made.html
+    assert "<tr><th>seed</th><td>0</td><td>7</td></tr>" in made.html
+    assert "<tr><th>kl.coef</th><td>0.05</td><td>0</td></tr>" in made.html and "<th>model</th>" not in made.html
+    assert made.html.count("before PPO") == 1, "the same answer before the first update is shown once"
+    assert "a/ppo, update 8" in made.html and "b/ppo, update 8" in made.html
+    assert "<b>b/ppo:</b>" in made.html and "The reward fell, from -0.1 to -0.3" in made.html
+    assert [figure.name for figure in made.figures] == ["training", "win_rate", "rewards", "critic", "time"]
+    alts = " ".join(picture.about for figure in made.figures for picture in figure.pictures)
+    assert "reward (train) over updates. a/ppo: 0.1 to 0.3; b/ppo: -0.1 to -0.3" in alts
+
+
+def reward_run(folder: Path, text: str = "hello") -> Path:
+    folder.mkdir(parents=True)
+    cell = {"accuracy": 0.75, "interval": [0.7, 0.8], "n": 100, "ties": 0}
+    longer = {"accuracy": 0.5, "interval": [0.4, 0.6], "n": 100, "ties": 0}
+    part = {"model": cell, "longer": longer, "length_matched": {**cell, "n": 30}}
+    held_out = {
+        "overall": part, "sources": {"pairs": part}, "length_correlation": 0.1,
+        "gap": {"mean": 1.0, "std": 0.5, "median": 1.0, "loss": 0.4,
+                "histogram": {"counts": [1, 2], "edges": [-1.0, 0.0, 1.0]}},
+        "calibration": {"ece": 0.02, "bins": [{"n": 3, "predicted": 0.6, "observed": 0.5}]},
+    }  # fmt: skip
+    evaluation = {"train_accuracy": 0.9, "reward_offset": 0.0, "held_out": held_out}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    write(folder / "metrics.jsonl", [
+        {"update": 0, "epoch": 0.1, "train/accuracy": 0.5, "time/update": 60.0}, {"update": 1, "epoch": 1.0, "eval/accuracy": 0.75}
+    ])  # fmt: skip
+    write(folder / "disagreements.jsonl", [
+        {"prompt": [{"role": "user", "content": text}], "chosen": text, "rejected": "b", "reward_chosen": -1.0,
+         "reward_rejected": 1.5, "gap": -2.5, "source": "pairs", "origin": "o"}
+    ])  # fmt: skip
+    values = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
+    (folder / "config.yaml").write_text(dump_yaml(from_mapping(RewardConfig, values)))
+    (folder / "final").mkdir()
+    (folder / "final" / "README.md").write_text(
+        "# Card\n\nx; made with ppomax 0.3.1.\n\n## Data\n\n- 8 records (fingerprint c3aa)\n"
+    )
+    return folder
+
+
+def test_reward_model_runs(tmp_path: Path) -> None:
+    made = report([reward_run(tmp_path / "reward", HOSTILE)])
+    page = made.html
+    assert "Reward model <code>reward</code> puts 0.750 [0.700, 0.800] of 100 held-out pairs in the right order" in page
+    assert [figure.name for figure in made.figures] == ["reward_training", "gaps"]
+    assert [p.name for p in made.figures[1].pictures] == ["gap_histogram", "calibration"]
+    assert "Confidently wrong pairs" in page and "gap -2.5, pairs" in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2 and len(Tags(page).all("script")) == 1
+    assert "Trained with ppomax 0.3.1." in page and "8 records (fingerprint c3aa)" in page
+    assert "1 updates, 1 epochs, 1.0 minutes." in page
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, reward = ppo_run(tmp_path / "run"), reward_run(tmp_path / "reward")
+    out, figures = tmp_path / "all.html", tmp_path / "figures"
+    assert main(["report", str(run), str(reward), f"--out={out}", "--figures", str(figures)]) == 0
+    assert "2 runs: run, reward" in out.read_text(encoding="utf-8")
+    assert {file.name for file in figures.iterdir()} == {
+        f"{name}.{suffix}" for suffix in ("png", "svg")
+        for name in ("training", "win_rate", "rewards", "critic", "time", "reward_training", "gap_histogram", "calibration")
+    }  # fmt: skip
+    assert f"written: {out}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "which run?"),
+        (["{runs}/nothing"], "nothing: no run: it has no config.yaml"),
+        (["{runs}"], "give runs below it: run"),
+        (["{runs}/run", "{runs}/run"], "run: given twice"),
+        (["{runs}/run", "--out", "page.pdf"], "--out: page.pdf: the page must end in .html"),
+        (["{runs}/run", "--out"], "--out: a value is missing"),
+        (["{runs}/run", "--figure", "x"], "unknown option --figure"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    ppo_run(tmp_path / "run")
+    assert main(["report", *(word.format(runs=tmp_path) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -1,0 +1,69 @@
+"""``ppomax report RUN... [--out FILE] [--figures DIR]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppomax.commands.stage import sort_words
+from ppomax.errors import UserError
+
+HELP = """usage: ppomax report RUN... [--out FILE.html] [--figures DIR]
+
+One page of PPO and reward-model runs, from their own files: verdict, curves, dialogues, settings. It opens from disk and
+needs no network. Several runs are laid over each other, with a table of the settings in which they differ.
+
+  --out FILE.html   where the page goes: RUN/report.html for one run, report.html here for several
+  --figures DIR     write every figure as PNG and SVG, too
+
+examples:
+  ppomax report runs/ppo
+  ppomax report runs/quickstart/ppo_max runs/quickstart/vanilla --out both.html
+  ppomax report runs/reward --figures figures"""
+
+
+def main(verb: str, words: list[str]) -> int:
+    """Run the verb."""
+    given = sort_words(words, [])
+    if "--help" in given.switches:
+        print(HELP)
+        return 0
+    options = _options(given.options)
+    if not given.leading:
+        raise UserError("which run? ppomax report RUN... (see ppomax report --help)")
+    runs = [Path(word).expanduser() for word in given.leading]
+    out = Path(options.get("out") or (runs[0] / "report.html" if len(runs) == 1 else "report.html")).expanduser()
+    if out.suffix != ".html":
+        raise UserError(f"--out: {out}: the page must end in .html")
+
+    from ppomax.report.page import report
+    from ppomax.train.checkpoint import write_atomic
+
+    made = report(runs)
+    files: list[Path] = []
+    try:
+        write_atomic(out, made.html)
+        if "figures" in options:
+            folder = Path(options["figures"]).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            for figure in made.figures:
+                files += figure.save(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    print(f"written: {out} ({len(made.html.encode()) / 1e6:.1f} MB)" + (f", {len(files)} figures" if files else ""))
+    return 0
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    """``--out FILE --figures DIR``, with a space or an equals sign."""
+    found: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name not in ("--out", "--figures"):
+            raise UserError(f"unknown option {name}; ppomax report takes --out and --figures, after the runs")
+        if not equals:
+            if not rest:
+                raise UserError(f"{name}: a value is missing")
+            value = rest.pop(0)
+        found[name.removeprefix("--")] = value
+    return found

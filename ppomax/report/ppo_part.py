@@ -1,0 +1,246 @@
+"""What a page says of PPO runs: numbers, figures, dialogues. ``runs``: name -> what the run left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ppomax.report.figures import (
+    CRITIC_PANELS,
+    PANELS,
+    Panel,
+    Series,
+    live_win_rate,
+    metric_curve,
+    phase_seconds,
+    policy_series,
+    reward_histogram,
+    scores_by_update,
+    time_by_phase,
+    training_panel,
+)
+from ppomax.report.frame import Figures, Picture
+from ppomax.report.markdown import number
+from ppomax.report.run_verdict import judge_name, win_rate
+from ppomax.report.stages import Stage
+from ppomax.report.text import shortened
+
+Runs = Mapping[str, Stage]
+SHOWN = (
+    ("reward/mean", "reward"),
+    ("kl/ref", "KL to the reference, nats a token"),
+    ("response/length", "response length, tokens"),
+    ("response/truncated", "share cut at the length limit"),
+    ("policy/perplexity", "perplexity on its own responses"),
+    ("policy/entropy", "entropy, nats a token"),
+)
+LONGEST_TEXT = 3000
+"""characters of a turn or an answer on a page"""
+MOST_TEXT = 700_000
+"""characters of all dialogues of a page, which must open on a phone"""
+MARKS = " Vertical lines: alarms (dotted: notice, dashed: warning, solid: collapse)."
+
+
+def summary(run: Stage) -> str:
+    """How much was done, and whether it is finished."""
+    policy = _policy(run)
+    updates = policy[-1]["update"] if policy else 0
+    seconds = sum(row.get("time/total") or 0.0 for row in run.metrics)
+    planned = run.config.get("iterations")
+    unfinished = f" Not finished: {planned} iterations were planned." if planned and len(policy) < planned else ""
+    return (
+        f"{len(policy)} iterations, {updates} policy updates, {len(run.metrics) - len(policy)} iterations of critic "
+        f"pre-training, {seconds / 60:.1f} minutes.{unfinished}"
+    )
+
+
+def _policy(run: Stage) -> list[dict[str, Any]]:
+    return [row for row in run.metrics if row.get("phase", "policy") == "policy"]
+
+
+def numbers(runs: Runs) -> list[tuple[str, list[str]]]:
+    """(number, its first and last value in each run); then the win rate, where one was judged."""
+    ends = {name: (rows[0], rows[-1]) for name, run in runs.items() if (rows := _policy(run))}
+    if not ends:
+        return []
+    out = []
+    for metric, title in SHOWN:
+        cells = []
+        for name in runs:
+            first, last = ends.get(name, ({}, {}))
+            cells.append(f"{number(first.get(metric))} to {number(last.get(metric))}" if first else "–")
+        out.append((title, cells))
+    rates = [win_rate(run) for run in runs.values()]
+    if any(rates):
+        out.append(("judged win rate at the end", [str(rate or "–") for rate in rates]))
+    return out
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def figures(runs: Runs) -> list[Figures]:
+    """Every figure that the runs have numbers for."""
+    metrics = {name: run.metrics for name, run in runs.items()}
+    alarms = {name: run.alarms for name, run in runs.items()}
+    marks = MARKS if any(alarms.values()) else ""
+    found = [panels_figure("training", "Training", metrics, PANELS, alarms=alarms, caption=marks.strip())]
+    found.append(_judged(runs))
+    found.append(_distributions(runs))
+    found.append(panels_figure("critic", "Critic and gradients", metrics, CRITIC_PANELS, alarms=alarms))
+    found.append(_times(runs))
+    return [figure for figure in found if figure is not None]
+
+
+def panels_figure(
+    name: str, title: str, metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel], *,
+    alarms: Mapping[str, Sequence[Mapping[str, Any]]] | None = None, series: Series = policy_series,
+    about: str = "PPO over training", caption: str = "",
+) -> Figures | None:  # fmt: skip
+    """One picture a panel, the runs overlaid; panels without numbers are left out."""
+    pictures, drawn = [], []
+    for panel in panels:
+        courses = {run: series(rows, panel[0])[1] for run, rows in metrics.items()}
+        ends = [f"{run}: {number(v[0])} to {number(v[-1])}" for run, v in courses.items() if v]
+        if ends:
+            drawn.append(panel)
+            alt = f"{panel[1]} over updates. {'; '.join(ends)}"
+            draw = partial(metric_curve, metrics, panel, alarms=alarms, series=series)
+            pictures.append(Picture(f"{name}_{panel[0].replace('/', '_')}", alt, draw))
+    if not pictures:
+        return None
+    whole = partial(training_panel, metrics, panels=drawn, alarms=alarms, series=series, about=about)
+    return Figures(name, title, pictures, caption, whole)
+
+
+def _judged(runs: Runs) -> Figures | None:
+    """The win rate over training, and against what it is."""
+    judged = {name: run for name, run in runs.items() if run.evaluations}
+    if not judged:
+        return None
+    curves: dict[str, Any] = {}
+    captions = []
+    for name, run in judged.items():
+        watch = run.config.get("watch") or {}
+        baselines = list(dict.fromkeys(watch.get("baselines") or ["sampled"]))
+        words = {"sampled": "answers drawn as the policy draws its own", "greedy": "greedy answers"}
+        if len(judged) == 1:
+            curves = {f"against the reference's {words[b]}": (run.evaluations, f"eval/win_rate_{b}") for b in baselines}
+        else:
+            curves[name] = (run.evaluations, "eval/win_rate")
+            baselines = baselines[:1]
+        last, best = run.evaluations[-1], max(run.evaluations, key=lambda row: row["eval/win_rate"])
+        captions.append(
+            f"{name + ': j' if len(judged) > 1 else 'J'}udged by {judge_name(run)} on {last['eval/prompts']} fixed held-out "
+            f"prompts, against the reference model's {' and its '.join(words[b] for b in baselines)}; a difference of scores "
+            f"up to {number(watch.get('tie_band'))} is a tie and counts half. Best: {100 * best['eval/win_rate']:.1f}% at "
+            f"iteration {best['iteration']}{', kept in best/' if watch.get('keep_best') else ''}."
+        )
+    judge = (
+        judge_name(next(iter(judged.values())))
+        if len({judge_name(run) for run in judged.values()}) == 1
+        else "its judge"
+    )
+    ends = "; ".join(
+        f"{name}: {100 * rows[0][metric]:.0f}% to {100 * rows[-1][metric]:.0f}%"
+        for name, (rows, metric) in curves.items()
+    )
+    picture = Picture("win_rate", f"win rate over policy updates. {ends}", partial(live_win_rate, curves, judge=judge))
+    return Figures("win_rate", "Judged win rate over training", [picture], " ".join(captions))
+
+
+def _distributions(runs: Runs) -> Figures | None:
+    """Fig. 13: rewards of the fixed held-out prompts as training goes on, over the same range in all runs."""
+    scored = {name: scores for name, run in runs.items() if (scores := scores_by_update(run.samples))}
+    if not scored:
+        return None
+    every = [score for scores in scored.values() for values in scores.values() for score in values]
+    span = (min(every), max(every))
+    pictures = [
+        Picture(f"rewards_{name}" if len(scored) > 1 else "rewards", _medians(name, scores),
+                partial(reward_histogram, {name: runs[name].samples}, span=span))
+        for name, scores in scored.items()
+    ]  # fmt: skip
+    return Figures(
+        "rewards", "Scores of the held-out prompts", pictures,
+        "How the rewards of the same prompts are spread as training goes on: a long tail to the right tells of answers that "
+        "exploit the reward model (section 5.3 and Fig. 13 of the paper).",
+    )  # fmt: skip
+
+
+def _medians(name: str, scores: Mapping[int, Sequence[float]]) -> str:
+    def median(update: int) -> str:
+        ordered = sorted(scores[update])
+        return number(ordered[len(ordered) // 2])
+
+    first, last = min(scores), max(scores)
+    return f"distribution of the rewards, {name}: median {median(first)} at update {first}, {median(last)} at update {last}"
+
+
+def _times(runs: Runs) -> Figures | None:
+    pictures, lines = [], []
+    for name, run in runs.items():
+        minutes = {phase: float(seconds.sum()) / 60 for phase, seconds in phase_seconds(run.metrics).items()}
+        total = sum(minutes.values())
+        if not total:
+            continue
+        words = ", ".join(f"{phase} {value:.1f} ({value / total:.0%})" for phase, value in minutes.items())
+        lines.append(f"{name + ', m' if len(runs) > 1 else 'M'}inutes: {words}.")
+        pictures.append(
+            Picture(f"time_{name}" if len(runs) > 1 else "time", f"seconds an iteration by phase, {lines[-1]}",
+                    partial(time_by_phase, run.metrics))
+        )  # fmt: skip
+    return Figures("time", "Where the time went", pictures, " ".join(lines)) if pictures else None
+
+
+# ----------------------------------------------------------------------------------------- dialogues
+
+
+def dialogues(runs: Runs) -> dict[str, Any]:
+    """The fixed prompts' first and last answers: ``shown`` [{turns, answers}], and ``left_out``, counted.
+
+    The answers of the untrained policies are shown once where they are the same.
+    """
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, run in runs.items():
+        iterations = [row["iteration"] for row in run.samples]
+        for iteration in dict.fromkeys([iterations[0], iterations[-1]]) if iterations else ():
+            seen: dict[str, int] = {}
+            for row in run.samples:
+                if row["iteration"] != iteration:
+                    continue
+                prompt = json.dumps(row["prompt"])
+                seen[prompt] = seen.get(prompt, -1) + 1  # a prompt may be there twice
+                entry = found.setdefault((prompt, seen[prompt]), {"turns": row["prompt"], "answers": []})
+                _add(entry["answers"], _answer(row, name if len(runs) > 1 else ""))
+    shown: list[dict[str, Any]] = []
+    room = MOST_TEXT
+    for entry in found.values():
+        turns = [{"role": t["role"], "content": shortened(t["content"], LONGEST_TEXT)} for t in entry["turns"]]
+        room -= sum(len(t["content"]) for t in turns) + sum(len(a["text"]) for a in entry["answers"])
+        if room >= 0:
+            shown.append({"turns": turns, "answers": entry["answers"]})
+    return {"shown": shown, "left_out": len(found) - len(shown)}
+
+
+def _answer(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    start = row["update"] == 0
+    when = "before PPO" if start else f"update {row['update']}"
+    cut = "" if row.get("finished", True) else ", cut at the length limit"
+    return {
+        "title": when if start or not name else f"{name}, {when}",
+        "text": shortened(row["response"], LONGEST_TEXT),
+        "numbers": f"reward {_signed(row['score'])}, KL {_signed(row['kl'])} nats, {row['length']} tokens{cut}",
+    }
+
+
+def _add(answers: list[dict[str, Any]], answer: dict[str, Any]) -> None:
+    if answer not in answers:
+        answers.append(answer)
+
+
+def _signed(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, int | float) and math.isfinite(value) else number(value)

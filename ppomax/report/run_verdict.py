@@ -1,0 +1,134 @@
+"""A PPO run in two sentences, from its own numbers: did it get better, and did anything turn (section 5.2 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from ppomax.report.comparison import FALLEN, RISEN, Rate, verdict
+from ppomax.report.figures import policy_series, running_mean
+from ppomax.report.stages import Course, Stage
+from ppomax.report.verdicts import SMALL_KL
+
+HARDLY = 0.1
+"""standard deviations of the first samples' rewards below which the reward has hardly moved"""
+BAND = 2.0
+"""a number turned when it left half to double of where it began"""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A number that tells of collapse. ``limit``: a fixed bound instead of half and double of the beginning."""
+
+    metrics: tuple[str, ...]
+    """the first one that the run has"""
+    name: str
+    unit: str = ""
+    limit: float | None = None
+
+
+WATCHED = (
+    Watched(("kl/ref_k3", "kl/ref"), "KL to the reference", " nats a token", SMALL_KL),
+    Watched(("response/length",), "length", " tokens"),
+    Watched(("policy/perplexity",), "perplexity"),
+    Watched(("policy/entropy",), "entropy", " nats"),
+    Watched(("response/distinct_2", "eval/distinct_2"), "diversity (distinct-2)"),
+)
+
+
+def two_sentences(run: Stage) -> list[str]:
+    """What came out, and what turned; one sentence where the policy has not been trained yet."""
+    reward = Course.of(run, "reward/mean")
+    if reward is None:
+        return [f"No iteration of the policy is finished yet ({len(run.metrics)} of critic pre-training)."]
+    return [_better(run, reward), _turned(run)]
+
+
+def win_rate(run: Stage) -> Rate | None:
+    """The last judged win rate with its 95% interval; None where nothing was judged."""
+    if not run.evaluations:
+        return None
+    last = run.evaluations[-1]
+    value, half = float(last["eval/win_rate"]), 1.96 * float(last["eval/win_rate_se"])
+    return Rate(value, max(0.0, value - half), min(1.0, value + half), int(last["eval/prompts"]))
+
+
+def judge_name(run: Stage) -> str:
+    """The judge as the settings name it."""
+    judges = (run.config.get("watch") or {}).get("judge") or []
+    named = [str(s.get("name") or s.get("function") or s.get("model") or s.get("url")) for s in judges]
+    return " + ".join(named) or "the judge"
+
+
+def _better(run: Stage, reward: Course) -> str:
+    first = next(row for row in run.metrics if row.get("phase", "policy") == "policy")
+    spread = first.get("reward/std") or math.nan
+    rise = (reward.last - reward.first) / spread
+    moved = "hardly moved" if abs(rise) < HARDLY else "rose" if reward.last > reward.first else "fell"
+    text = f"The reward {moved}, from {reward.first:.3g} to {reward.last:.3g}"
+    if math.isfinite(rise):
+        text += f" ({rise:+.1f} standard deviations of the first samples' rewards)"
+    rate = win_rate(run)
+    if rate is None:
+        return text + "; no judge was asked whether the answers got better."
+    than = "the reference's"
+    text += f", and by the judge ({judge_name(run)}) the answers are {verdict(rate, than)}: win rate {rate} on {rate.n} prompts"
+    best = max(run.evaluations, key=lambda row: row["eval/win_rate"])
+    if best["eval/win_rate"] - rate.value >= FALLEN:
+        text += f", after {best['eval/win_rate']:.0%} at iteration {best['iteration']}"
+    if rise >= RISEN and rate.high < 0.5:
+        text += ": more reward and worse answers, the reward model is being exploited"
+    return text + "."
+
+
+def _turned(run: Stage) -> str:
+    turned, kept = [], []
+    for watched in WATCHED:
+        steps, values = _course(run, watched)
+        if len(values) < 2:
+            continue
+        first, last = values[0], values[-1]
+        change = f"{first:.2g} to {last:.2g}{watched.unit}"
+        beyond = [_beyond(value, first, watched.limit) for value in values]
+        if beyond[-1]:
+            since = len(beyond) - 1
+            while since and beyond[since - 1]:
+                since -= 1
+            turned.append(f"{watched.name} from {change} (since update {steps[since]})")
+        else:
+            kept.append(f"{watched.name} {change}")
+    cut = Course.of(run, "response/truncated")
+    if cut is not None and cut.last > max(0.5, cut.first):
+        turned.append(f"answers cut at the length limit from {cut.first:.0%} to {cut.last:.0%}")
+    text = "What turned: " + "; ".join(turned) if turned else "Nothing turned (" + ", ".join(kept) + ")"
+    if turned and kept:
+        text += "; within half and double of the start stayed " + ", ".join(kept)
+    return f"{text}; {_alarms(run)}."
+
+
+def _course(run: Stage, watched: Watched) -> tuple[list[int], list[float]]:
+    """Smoothed over a tenth of the run."""
+    for metric in watched.metrics:
+        if metric.startswith("eval/"):
+            kept = [row for row in run.evaluations if isinstance(row.get(metric), int | float)]
+            steps, values = [int(row["update"]) for row in kept], [float(row[metric]) for row in kept]
+        else:
+            steps, values = policy_series(run.metrics, metric)
+            values = running_mean(values, max(1, len(values) // 10) | 1)
+        if values:
+            return steps, values
+    return [], []
+
+
+def _beyond(value: float, first: float, limit: float | None) -> bool:
+    return value >= limit if limit is not None else value > BAND * first or value < first / BAND
+
+
+def _alarms(run: Stage) -> str:
+    if not run.alarms:
+        return "no alarms"
+    counts = Counter(str(alarm.get("level")) for alarm in run.alarms)
+    levels = ", ".join(f"{count} {level}" for level, count in counts.items())
+    first = run.alarms[0]
+    return f"alarms: {levels}, the first at iteration {first.get('iteration')}"
