@@ -34,6 +34,7 @@ from ppomax.evaluate.llm_endpoint import Endpoint, LLMConfig, Reply, Unanswered
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.parallel import Ranks
 from ppomax.train.progress import ProgressLine
+from ppomax.train.run import plain
 
 RAW_FILE = "judge_raw.jsonl"
 GIVE_UP = 3
@@ -325,7 +326,7 @@ class LLMJudge:
                 "estimated_replies": sum(row["tokens"]["estimated"] for row in replies),
             },
         }
-        return self.ranks.collect([about] if self.ranks.is_main else [])[0]
+        return self.ranks.collect([plain(about)] if self.ranks.is_main else [])[0]
 
 
 def position_bias(verdicts: Sequence[dict[str, Any]], *, seed: int = 0, resamples: int = 1000) -> dict[str, Any]:

@@ -1,0 +1,517 @@
+"""An LLM judge on a real HTTP server with planted accuracy, position bias, bad replies and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppomax.cli import main
+from ppomax.errors import UserError
+from ppomax.evaluate.answers import Answer
+from ppomax.evaluate.duel import DuelConfig, run_duel
+from ppomax.evaluate.judges import as_judges
+from ppomax.evaluate.llm_endpoint import LLMConfig, retry_after
+from ppomax.evaluate.llm_judge import LLMJudge, Rubric, load_rubric, parse_verdict, position_bias, prompt_language
+from ppomax.options import from_mapping
+from ppomax.train.parallel import Ranks
+
+_spec = importlib.util.spec_from_file_location("judge_server", Path(__file__).with_name("judge_server.py"))
+assert _spec and _spec.loader
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+JudgeServer, chance = _module.JudgeServer, _module.chance
+SECRET = "sk-planted-secret-1234567890"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def pairs(count: int, better: float = 1.0) -> tuple[list[Answer], list[Answer]]:
+    """A is good in a share ``better`` of the prompts, B in the others."""
+    sides: tuple[list[Answer], list[Answer]] = ([], [])
+    for i in range(count):
+        words = ("good", "bad") if chance("better", i) < better else ("bad", "good")
+        for side, word in zip(sides, words, strict=True):
+            side.append(Answer(({"role": "user", "content": f"question {i}"},), f"{word} {i}", source="test"))
+    return sides
+
+
+def make(folder: Path, server: Any, **fields: Any) -> LLMJudge:
+    values = {"base_url": server.url, "first_pause": 0.02, "concurrency": 8, **fields}
+    return LLMJudge("planted", LLMConfig(**values), folder, Ranks(), resamples=400)
+
+
+def raw(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "judge_raw.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def number(answer: str) -> int:
+    return int(answer.split()[-1])
+
+
+# ------------------------------------------------------------------------------------------- what was planted
+
+
+def test_planted_accuracy_and_position_bias_are_found(tmp_path: Path) -> None:
+    accuracy, bias, better, n = 0.8, 0.3, 0.7, 200
+    a, b = pairs(n, better)
+    with JudgeServer(accuracy, bias) as server:
+        judge = make(tmp_path, server)
+        verdicts = judge.verdicts(a, b)
+        about = judge.about(a, b, verdicts)
+        assert server.requests == 2 * n and set(server.asked.values()) == {1}
+        for x, y, v in zip(a, b, verdicts, strict=True):  # each outcome from the two replies that the server gave
+            ab = {"A": 1, "B": -1, "C": 0}[server.given[x.response, y.response]]
+            ba = {"A": -1, "B": 1, "C": 0}[server.given[y.response, x.response]]
+            assert v["outcome"] == (ab if ab == ba else 0)
+    # chances of naming the first shown where it is the good one, and where it is the bad one
+    right = bias + (1 - bias) * accuracy
+    wrong = bias + (1 - bias) * (1 - accuracy)
+    expected = {
+        "preferred_first": (right + wrong) / 2,
+        "flipped": right * wrong + (1 - right) * (1 - wrong),
+        "first_when_flipped": right * wrong / (right * wrong + (1 - right) * (1 - wrong)),
+    }
+    position = about["position"]
+    assert position["both_decided"] == n
+    for name, value in expected.items():
+        found = position[name]
+        assert found["low"] <= value <= found["high"], (name, value, found)
+        assert 0.5 * value < found["value"] < 1.5 * value and found["high"] - found["low"] < 0.2
+    good = sum((v["outcome"] == 1) == ("good" in x.response) for x, v in zip(a, verdicts, strict=True) if v["outcome"])
+    decided = sum(v["outcome"] != 0 for v in verdicts)
+    share, chance_of_right = good / decided, right * (1 - wrong) / (right * (1 - wrong) + wrong * (1 - right))
+    assert abs(share - chance_of_right) < 2 * math.sqrt(chance_of_right * (1 - chance_of_right) / decided)
+    assert about["tokens"] == {"prompt": 200 * n, "completion": 20 * n, "estimated_replies": 0}
+    assert about["requests"] == about["replies"] == 2 * n and about["faults"] == {}
+    assert sum(about["questions_without_verdict"].values()) == 0
+
+
+FAULTS = ("429", "500", "503", "drop", "html", "half", "no_choices", "timeout", "drip")
+KINDS = {"429": "429", "500": "5xx", "503": "5xx", "drop": "connection", "timeout": "timeout", "drip": "timeout"}
+
+
+def test_every_fault_is_survived_and_counted(tmp_path: Path) -> None:
+    """Each of nine prompts meets one sort of fault twice in each order, another nine none."""
+
+    def plan(first: str, second: str, times: int) -> str | None:
+        i = number(first)
+        return FAULTS[i] if i < len(FAULTS) and times < 2 else None
+
+    a, b = pairs(2 * len(FAULTS), better=0.5)
+    with JudgeServer() as untroubled:
+        (tmp_path / "none").mkdir()
+        wanted = [v["outcome"] for v in make(tmp_path / "none", untroubled).verdicts(a, b)]
+    with JudgeServer(plan=plan, slow=2.0, retry_after="0.1") as server:
+        judge = make(tmp_path, server, timeout=0.8)
+        verdicts = judge.verdicts(a, b)
+        about = judge.about(a, b, verdicts)
+        assert [v["outcome"] for v in verdicts] == wanted and {1, -1} == set(wanted)
+        assert all(v["valid"] for v in verdicts)
+        planted = Counter(KINDS.get(fault, "broken") for fault in FAULTS for _ in range(4))
+        # 'half' ends early: the client may tell it as a broken connection or as a broken reply
+        found = Counter(about["faults"])
+        assert found["broken"] + found["connection"] == planted["broken"] + planted["connection"] == 16
+        for kind in ("429", "5xx", "timeout"):
+            assert found[kind] == planted[kind]
+        assert about["requests"] == server.requests == 8 * len(FAULTS)
+        assert about["replies"] == 4 * len(FAULTS)
+        assert len(raw(tmp_path)) == server.requests
+
+
+def test_slow_replies_within_the_limit_are_kept(tmp_path: Path) -> None:
+    a, b = pairs(2)
+    with JudgeServer(plan=lambda *_: "drip", slow=0.6) as server:
+        verdicts = make(tmp_path, server, timeout=20.0).verdicts(a, b)
+        assert [v["outcome"] for v in verdicts] == [1, 1] and server.requests == 4
+
+
+def test_malformed_and_refused_replies(tmp_path: Path) -> None:
+    """0: malformed once, asked again. 1: always malformed. 2: refused in one order. 3: filtered. 4: empty once. 5: rejected."""
+
+    def plan(first: str, second: str, times: int) -> str | None:
+        i, forward = number(first), "good" in first
+        if i in (0, 4) and times == 0:
+            return "malformed" if i == 0 else "empty"
+        return {1: "malformed", 2: "refusal" if forward else None, 3: "filter", 5: "400" if forward else None}.get(i)
+
+    a, b = pairs(8)
+    with JudgeServer(plan=plan) as server:
+        judge = make(tmp_path, server, attempts=3)
+        verdicts = judge.verdicts(a, b)
+        about = judge.about(a, b, verdicts)
+        assert [v["outcome"] for v in verdicts] == [1, 0, 0, 0, 1, 0, 1, 1]
+        assert [v["valid"] for v in verdicts] == [True, False, False, False, True, False, True, True]
+        assert (verdicts[2]["verdict_ab"], verdicts[2]["verdict_ba"]) == ("refused", "a")
+        assert about["questions_without_verdict"] == {"malformed": 2, "refused": 3, "rejected": 1, "failed": 0}
+        assert about["prompts_without_verdict"] == 4
+        assert about["malformed_replies"] == 2 + 6 + 2
+        assert server.asked["good 1", "bad 1"] == 3 and server.asked["good 5", "bad 5"] == 1
+        assert server.asked["good 2", "bad 2"] == 1  # a refusal is taken at its word
+        again = [body for body in server.bodies if len(body["messages"]) == 3]
+        assert len(again) == 2 + 4  # of prompts 0 and 1; an empty reply is asked again as it was
+        assert "[[C]]" in again[0]["messages"][2]["content"] and again[0]["messages"][1]["role"] == "assistant"
+        # nothing is asked twice, whatever the state
+        before = server.requests
+        fresh = make(tmp_path, server, attempts=3)
+        assert fresh.verdicts(a, b) == verdicts and fresh.about(a, b, verdicts) == about
+        assert server.requests == before
+
+
+def test_equal_answers_are_a_tie_that_is_not_asked(tmp_path: Path) -> None:
+    a, _ = pairs(3)
+    with JudgeServer() as server:
+        judge = make(tmp_path, server)
+        verdicts = judge.verdicts(a, a)
+        assert server.requests == 0 and [v["outcome"] for v in verdicts] == [0, 0, 0]
+        assert judge.about(a, a, verdicts)["identical"] == 3
+
+
+# ------------------------------------------------------------------------------------- limits, pauses, stops
+
+
+def test_retry_after_holds_everybody_back(tmp_path: Path) -> None:
+    a, b = pairs(10)
+    with JudgeServer(plan=lambda f, s, n: "429" if number(f) == 3 and n == 0 else None, retry_after="1") as server:
+        make(tmp_path, server, concurrency=2).verdicts(a, b)
+        for refused in (t for t, what in server.times if what == "429"):
+            after = [t - refused for t, _ in server.times if t > refused + 0.3]  # those under way are let through
+            assert min(after) >= 0.95
+        assert server.requests == 22
+
+
+def test_requests_a_minute(tmp_path: Path) -> None:
+    a, b = pairs(4)
+    with JudgeServer() as server:
+        make(tmp_path, server, requests_a_minute=600).verdicts(a, b)
+        times = sorted(t for t, _ in server.times)
+        assert times[-1] - times[0] >= 7 * 0.1 - 0.05
+
+
+@pytest.mark.parametrize(("budget", "most"), [({"max_requests": 7}, 7), ({"max_tokens": 550}, 5 + 1)])
+def test_a_budget_stops_and_a_new_start_goes_on(tmp_path: Path, budget: dict[str, int], most: int) -> None:
+    a, b = pairs(10)
+    with JudgeServer() as server:
+        with pytest.raises(UserError, match=rf"budget of llm.{next(iter(budget))}.* of 20 questions .* --resume"):
+            make(tmp_path, server, **budget, concurrency=2).verdicts(a, b)
+        assert 5 <= server.requests <= most and len(raw(tmp_path)) == server.requests  # what was paid for is kept
+        make(tmp_path, server).verdicts(a, b)
+        assert set(server.asked.values()) == {1} and server.requests == 20
+
+
+def test_an_endpoint_that_is_down_stops_the_duel_and_loses_nothing(tmp_path: Path) -> None:
+    a, b = pairs(6)
+    down = [False]
+    plan = lambda f, s, n: "500" if down[0] and number(f) >= 2 else None  # noqa: E731
+    with JudgeServer(plan=plan) as server:
+        down[0] = True
+        with pytest.raises(UserError, match=r"no reply to 3 questions: 2 requests, .*500.*; 4 of 12 questions"):
+            make(tmp_path, server, retries=1, concurrency=1).verdicts(a, b)
+        down[0] = False
+        assert [v["outcome"] for v in make(tmp_path, server).verdicts(a, b)] == [1] * 6
+        assert all(n == 1 for (first, _), n in server.asked.items() if number(first) < 2)
+
+
+def test_one_question_that_always_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    a, b = pairs(5)
+    with JudgeServer(plan=lambda f, s, n: "500" if f == "good 1" else None) as server:
+        judge = make(tmp_path, server, retries=1, concurrency=1)
+        verdicts = judge.verdicts(a, b)
+        assert [v["outcome"] for v in verdicts] == [1, 0, 1, 1, 1] and verdicts[1]["verdict_ab"] == "failed"
+        assert judge.about(a, b, verdicts)["questions_without_verdict"]["failed"] == 1
+
+
+@pytest.mark.parametrize(("what", "message"), [("401", "refuses every request"), ("400", "no reply to 3 questions")])
+def test_an_endpoint_that_refuses_everything(tmp_path: Path, what: str, message: str) -> None:
+    a, b = pairs(8)
+    with JudgeServer(plan=lambda *_: what) as server:
+        with pytest.raises(UserError, match=message) as error:
+            make(tmp_path, server, concurrency=2).verdicts(a, b)
+        assert server.requests <= 5 and SECRET not in str(error.value)
+
+
+def test_a_long_wanted_pause_stops(tmp_path: Path) -> None:
+    a, b = pairs(1)
+    with (
+        JudgeServer(plan=lambda *_: "429", retry_after="3600") as server,
+        pytest.raises(UserError, match="asks for a pause of 3600 s"),
+    ):
+        make(tmp_path, server).verdicts(a, b)
+
+
+def test_nobody_at_home(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        judge = make(tmp_path, server, retries=1)
+    with pytest.raises(UserError, match="no reply to 3 questions"):
+        judge.verdicts(*pairs(3))
+
+
+# --------------------------------------------------------------------------------------------- whole duels
+
+
+def write(path: Path, answers: list[Answer], **extra: Any) -> str:
+    rows = [{"prompt": list(x.prompt), "response": x.response, **extra} for x in answers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def settings(tmp_path: Path, server: Any, count: int = 12, **llm: Any) -> dict[str, Any]:
+    a, b = pairs(count, better=0.75)
+    return {
+        "a": write(tmp_path / "a.jsonl", a), "b": write(tmp_path / "b.jsonl", b), "judge": "llm:planted",
+        "output_dir": str(tmp_path / "run"), "device": "cpu", "resamples": 200,
+        "llm": {"base_url": server.url, "first_pause": 0.02, **llm},
+    }  # fmt: skip
+
+
+def test_a_duel_end_to_end_and_no_key_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # the server repeats the key in its message
+    with JudgeServer(plan=lambda f, s, n: "500" if n == 0 and number(f) == 1 else None) as server:
+        fields = settings(tmp_path, server)
+        words = ["duel", fields["a"], fields["b"], "--judge", "llm:planted", "--output_dir", fields["output_dir"]]
+        words += ["--llm.base_url", server.url, "--llm.first_pause", "0.02", "--resamples", "200", "--device", "cpu"]
+        assert main(words) == 0
+        assert set(server.keys) == {f"Bearer {SECRET}"}
+        assert main([*words, "--resume"]) == 0 and server.requests == 26
+    shown = capsys.readouterr()
+    assert "judge = llm:planted" in shown.out and "26 requests (0 malformed replies; faults: 2 5xx)" in shown.out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    wins = sum(chance("better", i) < 0.75 for i in range(12))
+    assert [result["overall"][k] for k in ("win", "tie", "lose")] == [wins, 0, 12 - wins]
+    assert result["tie_band"] is None and result["llm"]["faults"] == {"5xx": 2}
+    row = json.loads((tmp_path / "run" / "judgements.jsonl").read_text().split("\n")[0])
+    assert row["verdict_ab"] == row["verdict_ba"] == {"win": "a", "lose": "b"}[row["outcome"]] and row["valid"]
+    for file in (tmp_path / "run").iterdir():
+        assert SECRET not in file.read_text(), file
+    assert SECRET not in shown.out + shown.err
+
+
+def test_a_killed_duel_asks_nothing_twice(tmp_path: Path) -> None:
+    with JudgeServer(pause=0.05) as server:
+        fields = settings(tmp_path, server, count=60, concurrency=3)
+        (tmp_path / "duel.yaml").write_text(json.dumps(fields))
+        command = [sys.executable, "-m", "ppomax", "duel", str(tmp_path / "duel.yaml")]
+        log = (tmp_path / "log").open("w")
+        process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ.copy())
+        limit = time.monotonic() + 120
+        while server.requests < 40 and time.monotonic() < limit and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        file = tmp_path / "run" / "judge_raw.jsonl"
+        assert file.exists(), (tmp_path / "log").read_text()
+        kept = file.read_bytes()
+        assert 30 <= kept.count(b"\n") < 120
+        file.write_bytes(kept + b'{"key": "half a li')  # the kill came in the middle of a line
+        result = run_duel(from_mapping(DuelConfig, fields), resume=True)
+        rows = raw(tmp_path / "run")
+        assert len(rows) == 120 == len({row["key"] for row in rows})
+        assert file.read_bytes().startswith(kept)
+        twice = sum(n - 1 for n in server.asked.values())
+        assert twice <= 3  # only what was under way at the kill
+        assert result["llm"]["requests"] == 120 and result["overall"]["tie"] == 0
+
+
+def test_over_training_with_an_llm(tmp_path: Path) -> None:
+    rows = [
+        {"iteration": i, "update": i, "prompt": f"question {k}", "response": f"{word} {k}", "score": 1.0}
+        for i, word in ((0, "bad"), (1, "good"))
+        for k in range(3)
+    ]
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with JudgeServer() as server:
+        fields = settings(tmp_path, server) | {
+            "a": str(samples),
+            "b": str(samples),
+            "b_iteration": 0,
+            "over_training": str(samples),
+        }
+        result = run_duel(from_mapping(DuelConfig, fields))
+        assert [m["overall"]["win_rate"]["value"] for m in result["over_training"]] == [0.5, 1.0]
+        assert server.requests == 6  # the duel itself is its last moment
+
+
+def test_inside_a_running_loop(tmp_path: Path) -> None:
+    a, b = pairs(2)
+    with JudgeServer() as server:
+        judge = make(tmp_path, server)
+
+        async def notebook() -> list[dict[str, Any]]:
+            return judge.verdicts(a, b)
+
+        assert [v["outcome"] for v in asyncio.run(notebook())] == [1, 1]
+
+
+# ---------------------------------------------------------------------------------- rubrics, verdicts, names
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("so be it\n[[A]]", "A"),
+        ("[[B]]\n\n  ", "B"),
+        ("**[[C]]**", "C"),
+        ("[[A]]。", "A"),
+        ("first [[A]]\nthen\n[[B]]", "B"),
+        ("Verdict: [[A]]", None),
+        ("[[A]] or [[B]]", None),
+        ("[[A]]\nbecause it is", None),
+        ("[A]", None),
+        ("[[D]]", None),
+        ("[[a]]", None),
+        ("", None),
+    ],
+)
+def test_strict_verdicts(reply: str, verdict: str | None) -> None:
+    assert parse_verdict(reply) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is 熊猫?", "en"),
+        ("请写一个 Python 函数", "zh"),
+        ("什么是 RLHF？", "zh"),
+        ("123", "en"),
+        ("¿Qué tal?", "en"),
+    ],
+)
+def test_language_of_a_prompt(text: str, language: str) -> None:
+    assert prompt_language([{"role": "user", "content": text}]) == language
+
+
+def test_rubrics_by_category_and_language(tmp_path: Path) -> None:
+    def answer(text: str, source: str, category: str | None = None) -> Answer:
+        extra = (("category", category),) if category else ()
+        return Answer(({"role": "user", "content": text},), "x", source=source, metadata=extra)
+
+    with JudgeServer() as server:
+        judge = make(tmp_path, server)
+        names = [
+            judge.rubric_for(x).name
+            for x in (
+                answer("hello", "helpful-base"), answer("hello", "harmless-base"), answer("你好吗", "harmless-base", "helpful"),
+                answer("你好吗", "prompts", "harmful"), answer("hello", "pharmacy"),
+            )
+        ]  # fmt: skip
+        assert names == ["helpful_en", "harmless_en", "helpful_zh", "harmless_zh", "helpful_en"]
+        a = Answer(({"role": "user", "content": "你好吗"},), "good 1", source="harmless")
+        b = Answer(({"role": "user", "content": "你好吗"},), "bad 1", source="harmless")
+        assert judge.verdicts([a], [b])[0]["outcome"] == 1
+        assert "用户：你好吗" in server.bodies[0]["messages"][0]["content"]
+        own = tmp_path / "own.md"
+        own.write_text("{dialogue}\n=== Answer A ===\n{answer_a}\n=== Answer B ===\n{answer_b}\n=== End ===\nmine")
+        folder = tmp_path / "own"
+        folder.mkdir()
+        verdict = make(folder, server, rubric=str(own)).verdicts([a], [b])[0]
+        assert verdict["rubric"] == "own" and server.bodies[-1]["messages"][0]["content"].endswith("mine")
+        own.write_text("{dialogue} {answer_a}")
+        with pytest.raises(UserError, match=r"must hold \{answer_b\} exactly once"):
+            make(folder, server, rubric=str(own))
+        with pytest.raises(UserError, match="no readable file"):
+            make(folder, server, rubric="nothing.md")
+        with pytest.raises(UserError, match=r"llm.harmless: '\(' is no pattern"):
+            make(folder, server, harmless="(")
+
+
+def test_answers_that_hold_places_are_left_as_they_are() -> None:
+    rubric = Rubric("x", "en", "{dialogue}|{answer_a}|{answer_b}")
+    told = rubric.fill([{"role": "user", "content": "{answer_a}"}], "{answer_b}", "\\1 {dialogue}")
+    assert told == "User: {answer_a}|{answer_b}|\\1 {dialogue}"
+
+
+@pytest.mark.parametrize("name", ["helpful", "harmless"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_our_rubrics_are_whole(name: str, language: str) -> None:
+    text = load_rubric(name, language).text
+    assert all(text.count(p) == 1 for p in ("{dialogue}", "{answer_a}", "{answer_b}"))
+    assert all(f"[[{v}]]" in text for v in "ABC")
+
+
+def test_position_bias_by_hand() -> None:
+    """Two consistent, two flips to the first, one to the second, one tie in one order, one without a verdict."""
+    both = [("a", "a"), ("b", "b"), ("a", "b"), ("a", "b"), ("b", "a"), ("tie", "b"), ("refused", "b")]
+    found = position_bias([
+        {"verdict_ab": ab, "verdict_ba": ba, "valid": "refused" not in (ab, ba)} for ab, ba in both
+    ])  # fmt: skip
+    assert (found["both_decided"], found["flipped_pairs"]) == (5, 3)
+    assert found["flipped"]["value"] == pytest.approx(3 / 5)
+    assert found["first_when_flipped"]["value"] == pytest.approx(2 / 3)
+    # first shown preferred: 1 + 1 + 2 + 2 + 0 + 1 of 11 verdicts that are no ties
+    assert found["preferred_first"]["value"] == pytest.approx(7 / 11)
+
+
+def test_retry_after_in_every_form() -> None:
+    assert retry_after({"retry-after": "2.5"}) == 2.5
+    assert retry_after({"retry-after-ms": "300", "retry-after": "9"}) == 0.3
+    assert retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert retry_after({"retry-after": formatdate(time.time() - 30, usegmt=True)}) == 0
+    assert retry_after({"retry-after": "soon"}) is None and retry_after({"retry-after": "nan"}) is None
+    assert retry_after({}) is None
+
+
+def test_names_of_judges() -> None:
+    assert as_judges("llm:gpt-x:latest") == [{"llm": "gpt-x:latest"}]
+    assert as_judges("rm:runs/rm/final") == as_judges("runs/rm/final") == [{"model": "runs/rm/final"}]
+    assert as_judges("rm:a") == [{"model": "a"}]  # not a function `a` of a module `rm`
+    assert as_judges(["world", "m.n:f", "http://x/y"]) == [
+        {"function": "ppomax.world.reward:score", "name": "world"}, {"function": "m.n:f"}, {"url": "http://x/y"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"judge": ["llm:x", "world"]}, "make it the only judge"),
+        ({"judge": "llm:"}, "needs the name of a model"),
+        ({"llm": {"base_url": "http://key@host/v1"}}, "must hold no key"),
+        ({"llm": {"base_url": "localhost:8000"}}, "must begin with http"),
+        ({"llm": {"key_variable": "NOT_SET_ANYWHERE"}}, "NOT_SET_ANYWHERE holds no key"),
+        ({"llm": {"attempts": 0}}, "must be >= 1"),
+        ({"llm": {"ask_often": 1}}, "ask_often"),
+    ],
+)
+def test_refused_before_anything_is_written(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    a, b = pairs(2)
+    values = {"a": write(tmp_path / "a.jsonl", a), "b": write(tmp_path / "b.jsonl", b), "judge": "llm:x"}
+    with pytest.raises(UserError) as error:
+        run_duel(from_mapping(DuelConfig, {**values, "output_dir": str(tmp_path / "run"), **fields}))
+    assert message in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_server_of_ones_own_needs_no_key_and_may_tell_no_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    a, b = pairs(2)
+    with JudgeServer(usage=False) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        judge = make(tmp_path, server, base_url=None, temperature=None, reply_limit_name="max_tokens")
+        verdicts = judge.verdicts(a, b)
+        tokens = judge.about(a, b, verdicts)["tokens"]
+        assert tokens["estimated_replies"] == 4 and tokens["prompt"] > 4 * 300
+        assert "temperature" not in server.bodies[0] and server.bodies[0]["max_tokens"] == 1024
+
+
+def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:
+    (tmp_path / "judge_raw.jsonl").write_text("[]\n")
+    with JudgeServer() as server, pytest.raises(UserError, match=r"judge_raw.jsonl:1: not a line"):
+        make(tmp_path, server).verdicts(*pairs(1))
