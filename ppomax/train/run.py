@@ -92,10 +92,12 @@ class RunDirectory:
         if not config.trackers:
             return Trackers()
         file = path / "trackers.json"
-        if not file.exists():
-            write_atomic(file, json.dumps({"id": secrets.token_hex(6)}) + "\n")
+        try:
+            identity = str(json.loads(file.read_text(encoding="utf-8"))["id"])
+        except (OSError, ValueError, KeyError, TypeError):  # a new run, or one that somebody else wrote into
+            identity = secrets.token_hex(6)
+            write_atomic(file, json.dumps({"id": identity}) + "\n")
         name = config.tracker_name or path.resolve().name
-        identity = str(json.loads(file.read_text(encoding="utf-8"))["id"])
         settings = without_secrets(config.model_dump(mode="json"))
         return Trackers(
             config.trackers, About(name, config.tracker_project, identity, path.resolve(), settings, resumed)
