@@ -128,8 +128,11 @@ def report_main(words: list[str]) -> int:
     if "--help" in given.switches:
         print(help_text(DuelReportConfig, "duel report"))
         return 0
-    options = [*(["--duels", *given.leading] if given.leading else []), *given.options]
-    config = resolve(DuelReportConfig, options)
+    leading = list(given.leading)
+    yaml_path = leading.pop(0) if leading and leading[0].endswith((".yaml", ".yml")) else None
+    config = resolve(
+        DuelReportConfig, [*(["--duels", *leading] if leading else []), *given.options], yaml_path=yaml_path
+    )
     if "--print-config" in given.switches:
         print(dump_yaml(config), end="")
         return 0
