@@ -35,7 +35,8 @@ TEMPLATE = HTML.from_string(
 <ul>{% for name, model in models %}<li>{{ name }}: {{ model }}</li>
 {% endfor %}</ul>
 {% for table in tables %}<h2>{{ table.title }}</h2>
-<div class="wide" style="--columns: {{ table.head | length - 1 }}"><table><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
+<div class="wide" style="--columns: {{ table.head | length - 1 }}">
+<table><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 {% if table.note %}<p><small>{{ table.note }}</small></p>
