@@ -37,6 +37,7 @@ def main(verb: str, words: list[str]) -> int:
 
     from ppomax.report.page import report
     from ppomax.train.checkpoint import write_atomic
+    from ppomax.train.progress import ProgressLine
 
     made = report(runs)
     files: list[Path] = []
@@ -45,8 +46,10 @@ def main(verb: str, words: list[str]) -> int:
         if "figures" in options:
             folder = Path(options["figures"]).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
-            for figure in made.figures:
-                files += figure.save(folder)
+            with ProgressLine("files of figures", len(made.figures)) as bar:
+                for figure in made.figures:
+                    files += figure.save(folder)
+                    bar.step()
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
     print(f"written: {out} ({len(made.html.encode()) / 1e6:.1f} MB)" + (f", {len(files)} figures" if files else ""))

@@ -17,6 +17,7 @@ from ppomax.report import ppo_part, reward_part, settings_part
 from ppomax.report.frame import FIGURES, HEAD, HTML, SCRIPT, Figures, embedded
 from ppomax.report.run_verdict import two_sentences
 from ppomax.report.stages import Stage, read_directory
+from ppomax.train.progress import ProgressLine
 
 __all__ = ["FIGURES", "HEAD", "HTML", "Report", "embedded", "ppo_page", "report"]
 
@@ -114,7 +115,7 @@ def report(paths: Sequence[Path]) -> Report:
     for name, path in zip(_names(paths), paths, strict=True):
         of_kind = ppo if _kind(path) == "ppo" else reward
         of_kind[name] = read_directory(path, name)
-    return _report(ppo, reward)
+    return _report(ppo, reward, quiet=False)
 
 
 def ppo_page(run: Path) -> str:
@@ -148,7 +149,7 @@ def _kind(path: Path) -> str:
     raise UserError(f"{file}: neither a PPO nor a reward-model run; a report is made of these")
 
 
-def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage]) -> Report:
+def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: bool = True) -> Report:
     every = {**ppo, **reward}
     names = list(every)
     said = [{"name": n, "sentences": two_sentences(r), "summary": ppo_part.summary(r)} for n, r in ppo.items()]
@@ -163,6 +164,11 @@ def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage]) -> Report:
     else:
         title = f"{'PPO' if ppo else 'Reward-model'} run {names[0]}"
     figures = [*ppo_part.figures(ppo), *reward_part.figures(reward)]
+    pictures = [picture for figure in figures for picture in figure.pictures]
+    with ProgressLine("figures", len(pictures), quiet=quiet) as bar:
+        for picture in pictures:
+            _ = picture.source  # drawn here, and kept
+            bar.step()
     dialogues = ppo_part.dialogues(ppo)
     if dialogues["left_out"]:
         dialogues["about"] = f"{dialogues['left_out']} more are in samples.jsonl: the page has room for so much."
