@@ -21,7 +21,7 @@ USAGE = {
     "world": "OUT [--field value ...]",
     "new-model": "OUT --tokenizer-from DATA ... [--field value ...]",
     "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
-    "duel": "A B --prompts FILE ... --judge MODEL --output_dir DIR [--field value ...] | CONFIG.yaml [--resume]",
+    "duel": "A B --prompts FILE ... --judge JUDGE --output_dir DIR [--field value ...] | CONFIG.yaml [--resume] | report DIR ...",
     "exam": "MODEL ... --data FILE ... [--field value ...] | CONFIG.yaml [--resume]",
     "evaluate": "MODEL ... --data PAIRS ... [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
@@ -51,7 +51,9 @@ EXAMPLES = {
         "ppomax duel runs/ppo/final runs/sft/final --prompts test.jsonl --judge runs/judge/final --output_dir runs/duel",
         "ppomax duel answers_a.jsonl answers_b.jsonl --judge runs/judge/final --output_dir runs/duel",
         "ppomax duel runs/ppo/final runs/sft/final --prompts world/prompts_heldout.jsonl "
-        "--judge ppomax.world.reward:score --output_dir runs/duel",
+        "--judge world --output_dir runs/duel",
+        "ppomax duel answers_a.jsonl answers_b.jsonl --judge llm:MODEL --llm.base_url URL --output_dir runs/duel_llm",
+        "ppomax duel report runs/duel runs/duel_llm      how far judges agree",
     ),
     "exam": (
         "ppomax exam runs/sft/final --data world/exam.jsonl",

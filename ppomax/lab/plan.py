@@ -26,7 +26,10 @@ from ppomax.layers import defaults, did_you_mean
 from ppomax.options import from_mapping
 
 REFERENCE = re.compile(r"\$\{([A-Za-z0-9_]+)(@next)?(\.dir)?\}")
-SPEED = ("output_dir", "device", "checkpoint", "micro_batch_tokens", "sampling.batch_size", "watch.keep_best")
+SPEED = (
+    "output_dir", "device", "checkpoint", "micro_batch_tokens", "sampling.batch_size", "watch.keep_best", "trackers",
+    "tracker_project", "tracker_name",
+)  # fmt: skip
 """PPO settings that change where and how fast, not what"""
 STARTS = "starts"
 SHARED = "shared"
