@@ -89,7 +89,7 @@ def _turned(run: Stage) -> str:
         if len(values) < 2:
             continue
         first, last = values[0], values[-1]
-        change = f"{first:.2g} to {last:.2g}{watched.unit}"
+        change = f"{_short(first)} to {_short(last)}{watched.unit}"
         beyond = [_beyond(value, first, watched.limit) for value in values]
         if beyond[-1]:
             since = len(beyond) - 1
@@ -103,7 +103,7 @@ def _turned(run: Stage) -> str:
         turned.append(f"answers cut at the length limit from {cut.first:.0%} to {cut.last:.0%}")
     text = "What turned: " + "; ".join(turned) if turned else "Nothing turned (" + ", ".join(kept) + ")"
     if turned and kept:
-        text += "; within half and double of the start stayed " + ", ".join(kept)
+        text += "; what did not: " + ", ".join(kept)
     return f"{text}; {_alarms(run)}."
 
 
@@ -119,6 +119,11 @@ def _course(run: Stage, watched: Watched) -> tuple[list[int], list[float]]:
         if values:
             return steps, values
     return [], []
+
+
+def _short(value: float) -> str:
+    """Two significant digits, and no exponent for what is merely in the hundreds."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.2g}"
 
 
 def _beyond(value: float, first: float, limit: float | None) -> bool:

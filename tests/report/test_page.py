@@ -106,6 +106,22 @@ def test_what_a_run_did(tmp_path: Path) -> None:
     assert f"ppomax ppo {tmp_path}/run/config.yaml --output_dir ELSEWHERE" in page
 
 
+def test_what_turned_and_since_when(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "run", iterations=7)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row, kl, perplexity in zip(
+        rows[1:], (0.0, 0.2, 0.05, 0.1, 0.3, 0.4), (500, 480, 300, 260, 240, 10), strict=True
+    ):
+        row |= {"kl/ref_k3": kl, "policy/perplexity": float(perplexity)}
+    write(run / "metrics.jsonl", rows)
+    (run / "alarms.jsonl").unlink()
+    page = ppo_page(run)
+    assert (
+        "What turned: KL to the reference from 0 to 0.4 nats a token (since update 12); " in page
+    )  # not at 4: it came back
+    assert "perplexity from 500 to 10 (since update 16); what did not: length 10 to 15 tokens; no alarms." in page
+
+
 def test_page_of_a_run_without_samples(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [{"iteration": 0, "phase": "critic", "update": 0, "time/total": 1.0}])
     (tmp_path / "config.yaml").write_text("model: m\n", encoding="utf-8")
