@@ -163,7 +163,10 @@ def test_the_verb_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
         write_answers(tmp_path / f"answers_{side}.jsonl", [item(0), item(1)], side)
     pair = {"prompt": "known", "chosen": "good", "rejected": "bad"}
     (tmp_path / "known.jsonl").write_text(json.dumps(pair) + "\n")
-    words = [sys.executable, "-m", "ppomax", "annotate", str(tmp_path), "--annotators", "anna,bo", "--tests"]
+    # a shell may have started us with Ctrl-C ignored
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from ppomax.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", script, "annotate", str(tmp_path), "--annotators", "anna,bo", "--tests"]
     server = subprocess.Popen([*words, str(tmp_path / "known.jsonl")], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

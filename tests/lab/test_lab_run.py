@@ -222,7 +222,9 @@ def test_ctrl_c_ends_the_children_and_can_be_resumed(folder: Path) -> None:
         "--work",
         str(folder / "work"),
     ]
-    script = "import sys; from ppomax import cli; from ppomax.commands.lab import main\n"
+    # a shell may have started us with Ctrl-C ignored
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from ppomax import cli; from ppomax.commands.lab import main\n"
     script += "try: main('lab', sys.argv[1:])\nexcept KeyboardInterrupt: sys.exit(130)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -61,12 +61,15 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     )},
 }  # fmt: skip
 ELSEWHERE = {
-    "output_dir", "device", "trust_remote_code", "model", "reference", "reward", "prompts", "preset", "critic.init",
-    "watch.prompts", "ptx.data", "checkpoint.every", "checkpoint.keep", "micro_batch_tokens", "sampling.batch_size",
+    "output_dir", "device", "trust_remote_code", "trackers", "tracker_project", "tracker_name", "model", "reference",
+    "reward", "prompts", "preset", "critic.init", "watch.prompts", "ptx.data", "checkpoint.every", "checkpoint.keep",
+    "micro_batch_tokens", "sampling.batch_size",
     *(f"watch.{name}" for name in ("judge", "judge_every", "judge_prompts", "tie_band", "baselines", "keep_best")),
+    *(f"watch.{name}" for name in ("detect", "on_collapse", "rollback_factor", "rollback_kl", "max_rollbacks", "webhook")),
 }  # fmt: skip
 """where a run finds and puts things, what affects memory only (tested above and in test_ppo_resume.py), what is merged
-before a run begins (presets: test_options.py), and judging, which training does not notice (test_ppo_judge.py)"""
+before a run begins (presets: test_options.py), judging, which training does not notice
+(test_ppo_judge.py), and what is done about a collapse (test_ppo_watch_actions.py)"""
 
 
 def fields(cls: type[Section], prefix: str = "") -> Iterator[str]:
