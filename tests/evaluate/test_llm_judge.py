@@ -119,8 +119,8 @@ def test_every_fault_is_survived_and_counted(tmp_path: Path) -> None:
     with JudgeServer() as untroubled:
         (tmp_path / "none").mkdir()
         wanted = [v["outcome"] for v in make(tmp_path / "none", untroubled).verdicts(a, b)]
-    with JudgeServer(plan=plan, slow=2.0, retry_after="0.1") as server:
-        judge = make(tmp_path, server, timeout=0.8)
+    with JudgeServer(plan=plan, slow=6.0, retry_after="0.1") as server:
+        judge = make(tmp_path, server, timeout=3.0)
         verdicts = judge.verdicts(a, b)
         about = judge.about(a, b, verdicts)
         assert [v["outcome"] for v in verdicts] == wanted and {1, -1} == set(wanted)
