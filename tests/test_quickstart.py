@@ -88,7 +88,7 @@ def test_all_stages_and_a_second_run(quickstart: Any, tmp_path: Path, capfd: pyt
         assert duel["overall"]["win_rate"]["value"] == rates["overall"]["value"]
 
     page = Page((run / "report.html").read_text())
-    assert [tag for tag, _ in page.tags].count("img") >= 2 and "script" not in [tag for tag, _ in page.tags]
+    assert [tag for tag, _ in page.tags].count("img") == 9 and "script" not in [tag for tag, _ in page.tags]
     for _, attributes in page.tags:  # nothing from elsewhere
         assert (attributes.get("src") or "data:").startswith("data:")
         assert ":" not in (attributes.get("href") or "")

@@ -47,7 +47,8 @@ from ppomax.evaluate.reward_model import wilson
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_causal_lm, load_tokenizer
 from ppomax.models.responses import ResponseBatch, response_logprobs
-from ppomax.options import differences, dump_yaml, load_yaml
+from ppomax.options import dump_yaml
+from ppomax.output_dir import claim
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
@@ -251,23 +252,8 @@ def _open(config: ExamConfig, resume: bool) -> Path | None:
     """The output folder, if there may be written."""
     if config.output_dir is None:
         return None
-    out = Path(config.output_dir).expanduser()
-    saved = out / "config.yaml"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"output_dir: {out} is a file")
-    if not saved.exists():
-        if out.exists() and any(f.name != ".config.yaml.part" for f in out.iterdir()):
-            raise UserError(f"output_dir: {out} is not empty and holds no exam; name another directory")
-        return out
-    if not resume:
-        raise UserError(
-            f"output_dir: {out} already holds an exam; add --resume to finish it, or name another directory"
-        )
     may_change = {"output_dir", "device", "micro_batch_tokens"}
-    changed = [name for name in differences(load_yaml(ExamConfig, saved), config) if name not in may_change]
-    if changed:
-        raise UserError(f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved exam")
-    return out
+    return claim(config, config.output_dir, "an exam", resume=resume, may_change=may_change)[0]
 
 
 def _sit(

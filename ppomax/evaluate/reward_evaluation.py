@@ -32,7 +32,8 @@ from ppomax.errors import UserError
 from ppomax.evaluate.reward_model import accuracy, answer_text, evaluate_pairs, most_confidently_wrong, wilson
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_scalar_model, load_tokenizer
-from ppomax.options import differences, dump_yaml, load_yaml
+from ppomax.options import dump_yaml
+from ppomax.output_dir import claim
 from ppomax.rollout.reward_sources import ModelSource, Sample, make_member
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.parallel import Ranks, join
@@ -240,23 +241,8 @@ def _open(config: EvaluateConfig, resume: bool) -> Path | None:
     """The output folder, if there may be written."""
     if config.output_dir is None:
         return None
-    out = Path(config.output_dir).expanduser()
-    saved = out / "config.yaml"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"output_dir: {out} is a file")
-    if not saved.exists():
-        if out.exists() and any(f.name != ".config.yaml.part" for f in out.iterdir()):
-            raise UserError(f"output_dir: {out} is not empty and holds no evaluation; name another directory")
-        return out
-    if not resume:
-        raise UserError(
-            f"output_dir: {out} already holds an evaluation; add --resume to finish it, or name another directory"
-        )
     may_change = {"output_dir", "device", "micro_batch_tokens"}
-    changed = [name for name in differences(load_yaml(EvaluateConfig, saved), config) if name not in may_change]
-    if changed:
-        raise UserError(f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved ones")
-    return out
+    return claim(config, config.output_dir, "an evaluation", resume=resume, may_change=may_change)[0]
 
 
 def _write(

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from ppomax.config import RunConfig
 from ppomax.errors import UserError
-from ppomax.options import differences, dump_yaml
+from ppomax.options import dump_yaml
+from ppomax.output_dir import claim
 from ppomax.train.checkpoint import latest_checkpoint, load_part, save_checkpoint, step_of, write_atomic
 from ppomax.train.parallel import Ranks
 from ppomax.watch.trackers import About, Trackers, without_secrets
@@ -62,24 +61,8 @@ class RunDirectory:
     @classmethod
     def open(cls, config: RunConfig, ranks: Ranks, *, resume: bool = False) -> RunDirectory:
         """Start a run, or go on with one. An existing run without ``resume`` is refused and left untouched."""
-        path = Path(config.output_dir).expanduser()
+        path, resumed = claim(config, config.output_dir, "a run", resume=resume, may_change=MAY_CHANGE)
         saved = path / "config.yaml"
-        resumed = saved.exists()
-        if path.exists() and not path.is_dir():
-            raise UserError(f"output_dir: {path} is a file")
-        if saved.exists():
-            if not resume:
-                raise UserError(
-                    f"output_dir: {path} already holds a run; add --resume to go on with it, or name another directory"
-                )
-            old = cls._read_config(type(config), saved)
-            changed = [name for name in differences(old, config) if name not in MAY_CHANGE]
-            if changed:
-                raise UserError(
-                    f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run"
-                )
-        elif path.exists() and any(f.name != ".config.yaml.part" for f in path.iterdir()):  # of a kill at the start
-            raise UserError(f"output_dir: {path} is not empty and holds no run; name another directory")
         ranks.barrier()  # all ranks have looked before the first one writes
         if ranks.is_main:
             try:
@@ -120,14 +103,6 @@ class RunDirectory:
                 with contextlib.suppress(OSError):  # something else lives there
                     self.path.rmdir()
             raise
-
-    @staticmethod
-    def _read_config(cls: type[RunConfig], saved: Path) -> RunConfig:
-        """The settings of an earlier run, complete as they were written: no presets, and data may have been in memory."""
-        try:
-            return cls.model_validate(yaml.safe_load(saved.read_text(encoding="utf-8")))
-        except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{saved}: not the settings of a {cls.__name__[:-6].lower()} run: {error}") from None
 
     @property
     def checkpoints(self) -> Path:

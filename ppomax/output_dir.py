@@ -1,0 +1,53 @@
+"""May a command write into its ``output_dir``? One answer for training runs, duels, exams and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from ppomax.config import Section
+from ppomax.errors import UserError
+from ppomax.options import differences
+
+S = TypeVar("S", bound=Section)
+
+
+def claim(
+    config: Section, output_dir: str, what: str, *, resume: bool, may_change: Collection[str]
+) -> tuple[Path, bool]:
+    """(folder, whether it already holds this very work). Nothing is written.
+
+    ``what``: what such a folder holds, with its article. UserError for a file, for a folder that holds something else,
+    for work that is not to be resumed, or was begun with other settings than ``may_change``.
+    """
+    path = Path(output_dir).expanduser()
+    saved = path / "config.yaml"
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output_dir: {path} is a file")
+    if saved.exists():
+        if not resume:
+            raise UserError(
+                f"output_dir: {path} already holds {what}; add --resume to go on with it, or name another directory"
+            )
+        changed = [name for name in differences(read_settings(type(config), saved), config) if name not in may_change]
+        if changed:
+            raise UserError(
+                f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run"
+            )
+        return path, True
+    if path.exists() and any(f.name != ".config.yaml.part" for f in path.iterdir()):  # of a kill at the start
+        raise UserError(f"output_dir: {path} is not empty and holds no {what.split(' ', 1)[1]}; name another directory")
+    return path, False
+
+
+def read_settings(cls: type[S], saved: Path) -> S:
+    """The settings of an earlier run, complete as they were written: no presets, and data may have been in memory."""
+    try:
+        content: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        return cls.model_validate(content)
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{saved}: not the settings of a {cls.__name__[:-6].lower()} run: {error}") from None
