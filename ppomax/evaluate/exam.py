@@ -46,13 +46,14 @@ from ppomax.evaluate.exam_files import LETTERS, Exam, Question, first_of_each, l
 from ppomax.evaluate.reward_model import wilson
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_causal_lm, load_tokenizer
+from ppomax.models.precision import precision
 from ppomax.models.responses import ResponseBatch, response_logprobs
 from ppomax.options import dump_yaml
 from ppomax.output_dir import claim
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
-from ppomax.train.run import plain, precision
+from ppomax.train.run import plain
 
 MEASURES = ("acc", "acc_norm", "acc_token")
 HEADLINE = "acc"

@@ -8,6 +8,7 @@ cache is written in place where a dynamic cache copies itself at every token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ppomax.data.batches import pad_sequences
 from ppomax.data.chat import ChatFormat
 from ppomax.errors import UserError
 from ppomax.models.logprobs import inner_model, unembed
+from ppomax.models.precision import precision
 from ppomax.rollout.engine import Completion
 from ppomax.rollout.sampling import next_tokens
 
@@ -74,16 +76,20 @@ class TransformersEngine:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.sampling.batch_size):
             chosen = by_length[start : start + self.sampling.batch_size]
-            for rows, drawn, ends in self._decode([prompts[i] for i in chosen], [seeds[i] for i in chosen]):
-                for row, token, end in zip(rows, drawn, ends, strict=True):
-                    tokens[chosen[row]].append(token)
-                    finished[chosen[row]] = end
+            with self.precision():  # around all steps: the weights are made bf16 once, not at every token
+                for rows, drawn, ends in self._decode([prompts[i] for i in chosen], [seeds[i] for i in chosen]):
+                    for row, token, end in zip(rows, drawn, ends, strict=True):
+                        tokens[chosen[row]].append(token)
+                        finished[chosen[row]] = end
         return [Completion(list(p), t, f) for p, t, f in zip(prompts, tokens, finished, strict=True)]
 
     def stream(self, prompt: Sequence[int], seed: int) -> Iterator[int]:
         """Tokens of one response as they are drawn."""
         for _, drawn, _ in self._decode([prompt], [seed]):
             yield drawn[0]
+
+    def precision(self) -> AbstractContextManager[None]:
+        return precision(next(self.model.parameters()).device, "bf16" if self.bf16 else "float32")
 
     def _ends(self, row: list[int], token: int) -> bool:
         if token in self.format.eos_ids:
@@ -127,7 +133,7 @@ class TransformersEngine:
         running = [True] * len(prompts)  # by cache row
         texts: list[list[int]] = [[] for _ in prompts]
         for step in range(config.max_new_tokens):
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            with self.precision():
                 hidden = backbone(
                     input_ids=ids, attention_mask=mask[:, : longest + step] if padded else None, position_ids=positions,
                     past_key_values=cache, use_cache=True,

@@ -8,6 +8,7 @@ import torch
 
 from ppomax.config import PPOConfig
 from ppomax.data.batches import token_budget
+from ppomax.models.precision import precision
 from ppomax.models.responses import response_logprobs, response_values, sequence_nll
 from ppomax.rollout.engine import Completion
 from ppomax.rollout.experience import Experience
@@ -15,7 +16,6 @@ from ppomax.rollout.reward_sources import Sample, combine
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_setup import EncodedPrompt, Setup
 from ppomax.train.ppo_update import sampling_temperature, to_batch
-from ppomax.train.run import precision
 
 
 def to_samples(setup: Setup, prompts: Sequence[EncodedPrompt], completions: Sequence[Completion]) -> list[Sample]:

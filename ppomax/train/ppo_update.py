@@ -15,13 +15,13 @@ from torch import Tensor
 from ppomax.config import PPOConfig
 from ppomax.data.batches import pad_sequences, token_budget
 from ppomax.models.logprobs import hidden_states, token_logprobs
+from ppomax.models.precision import precision
 from ppomax.models.responses import ResponseBatch, response_logprobs, response_values
 from ppomax.rl.losses import MAX_LOG_RATIO, entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
 from ppomax.rl.moments import whiten
 from ppomax.rollout.experience import Experience
 from ppomax.train.optim import clip_gradients
 from ppomax.train.parallel import Ranks
-from ppomax.train.run import precision
 
 
 @dataclass

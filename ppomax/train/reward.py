@@ -34,6 +34,7 @@ from ppomax.evaluate.reward_figures import draw_accuracy, draw_calibration, draw
 from ppomax.evaluate.reward_model import accuracy_rows, evaluate_pairs, format_table, most_confidently_wrong
 from ppomax.models import loading
 from ppomax.models.logprobs import hidden_states, inner_model, token_logprobs
+from ppomax.models.precision import precision
 from ppomax.models.scalar import on_backbone, reset_unit, score_sequences, unit_outputs
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
@@ -42,7 +43,7 @@ from ppomax.train.pairs import EncodedPair, PairBatch, collate, demonstration_id
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
-from ppomax.train.run import RunDirectory, plain, precision
+from ppomax.train.run import RunDirectory, plain
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng"]
 TRAIN_SAMPLE = 100, 1000

@@ -18,8 +18,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ppomax.config import RunConfig
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml
@@ -162,10 +160,3 @@ class RunDirectory:
             write_atomic(self.path / file, text)
             if file == "evaluations.jsonl":  # written anew as a whole each time
                 self.trackers.log(json.loads(text.rstrip("\n").split("\n")[-1]), file)
-
-
-@contextlib.contextmanager
-def precision(device: torch.device, name: str) -> Iterator[None]:
-    """Autocast to bf16 where asked; weights stay float32."""
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=name == "bf16"):
-        yield

@@ -31,13 +31,14 @@ from ppomax.data.records import Dialogue, Text, groups_of
 from ppomax.errors import UserError
 from ppomax.models import loading
 from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, token_logprobs, unembed
+from ppomax.models.precision import precision
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
 from ppomax.train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
-from ppomax.train.run import RunDirectory, precision
+from ppomax.train.run import RunDirectory
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng", "progress"]
 

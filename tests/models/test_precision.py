@@ -1,0 +1,92 @@
+"""bf16 by autocast: what is computed in which precision, and that gradients stay those of float32 to bf16's accuracy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations import sdpa_attention
+
+from ppomax.models.logprobs import hidden_states
+from ppomax.models.precision import precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def seen_dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtype of every query that reaches PyTorch's attention."""
+    seen: list[torch.dtype] = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        seen.append(query.dtype if torch.is_autocast_enabled("cpu") is False else torch.bfloat16)
+        return original(query, *args, **kwargs)
+
+    monkeypatch.setattr(sdpa_attention.torch.nn.functional, "scaled_dot_product_attention", watched)
+    return seen
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_is_float32_and_the_rest_bf16(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, padded: bool
+) -> None:
+    seen = seen_dtypes(monkeypatch)
+    ids = torch.randint(1, 50, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with precision(CPU, "bf16"):
+        hidden_states(model, ids, mask if padded else None)
+    assert seen == [torch.float32] * 2
+    kept = []
+    hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, i, out: kept.append(out.dtype))
+    with precision(CPU, "bf16"):
+        hidden_states(model, ids, None)
+    hook.remove()
+    assert kept == [torch.bfloat16]
+
+
+def test_one_token_with_a_cache_stays_bf16(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding has no backward pass, and its cache is not copied to float32 at every token."""
+    with torch.no_grad(), precision(CPU, "bf16"):
+        cache = model(torch.randint(1, 50, (2, 5)), use_cache=True).past_key_values
+        seen = seen_dtypes(monkeypatch)
+        model(torch.randint(1, 50, (2, 1)), past_key_values=cache, use_cache=True)
+    assert seen == [torch.bfloat16] * 2
+
+
+def test_float32_is_left_alone(model: LlamaForCausalLM) -> None:
+    ids = torch.randint(1, 50, (2, 7))
+    with precision(CPU, "float32"):
+        ours = hidden_states(model, ids, None)
+    torch.testing.assert_close(ours, model.model(ids).last_hidden_state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradients_are_those_of_float32_to_the_accuracy_of_bf16(model: LlamaForCausalLM, padded: bool) -> None:
+    """bf16 keeps 8 bits: each product is off by up to 2^-9, the whole gradient by a few of them."""
+    ids = torch.randint(1, 50, (4, 16))
+    mask = torch.ones_like(ids)
+    mask[2, 10:] = 0
+    weight = torch.randn(4, 16, 32) * mask[..., None]
+
+    def gradient(name: str) -> torch.Tensor:
+        model.zero_grad()
+        with precision(CPU, name):
+            hidden = hidden_states(model, ids, mask if padded else None)
+        (hidden.float() * weight).sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all(g.dtype == torch.float32 for g in grads)
+        return torch.cat([g.flatten() for g in grads])
+
+    exact, rough = gradient("float32"), gradient("bf16")
+    assert 1e-4 < float((exact - rough).norm() / exact.norm()) < 0.02
