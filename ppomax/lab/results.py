@@ -2,10 +2,11 @@
 
     {"kind": "header", "arm": ..., "claims": [...], "seed": 1, "identity": {...}, "world": {...}, "seconds": {...}, ...}
     {"kind": "evaluation", "iteration": 0, "update": 0, "eval/win_rate": ..., ...}      one an evaluation of the live judge
-    {"kind": "metrics", "iteration": 4, "update": 20, "reward/mean": ..., ...}          means over successive iterations
+    {"kind": "stream", "iteration": [0, ...], "update": [4, ...], "reward/mean": [...], ...}   training, every iteration
     {"kind": "endpoint", ...}                                                             the last, thorough evaluation
 
-Numbers have five significant digits. The file appears whole, when the run is finished.
+Numbers have five significant digits, those of the stream four. The file appears whole, when the run is finished. The
+stream holds what the collapse watch reads, so that detectors can be judged on finished runs.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from ppomax.lab.plan import Run, flatten
 from ppomax.layers import defaults
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import plain
+from ppomax.watch.history import WATCHED
 
-FORMAT = 1
+FORMAT = 2
 LINES = 45
-"""at most so many lines of metrics"""
+"""points of a training curve at most: means over successive iterations"""
 KEPT = (
-    "reward/mean", "reward/std", "kl/ref", "kl/ref_k3", "kl/ref_sequence", "response/length", "response/truncated",
-    "policy/perplexity", "policy/entropy", "policy/clip_fraction", "loss/policy", "loss/value", "loss/ptx",
-    "value/explained_variance", "grad_norm/policy", "grad_norm/critic",
+    *WATCHED, "kl/ref_k3", "policy/perplexity_moss", "policy/clip_fraction", "loss/policy", "loss/ptx",
+    "response/length_std", "reward/shaped_mean", "kl/coef",
 )  # fmt: skip
 """of metrics.jsonl"""
 
@@ -41,7 +42,10 @@ class Result:
     path: Path
     header: dict[str, Any]
     evaluations: list[dict[str, Any]]
+    stream: list[dict[str, Any]]
+    """training, every iteration"""
     metrics: list[dict[str, Any]]
+    """the same as means over successive iterations: see `thin`"""
     endpoint: dict[str, Any]
 
     @property
@@ -75,23 +79,34 @@ def thin(rows: Sequence[Mapping[str, Any]], lines: int = LINES) -> list[dict[str
     return out
 
 
-def rounded(value: Any) -> Any:
-    """Five significant digits."""
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of metrics.jsonl by column; null where a row has no such number. What no row has is left out."""
+    names = [n for n in KEPT if any(n in r for r in rows)]
+    return {n: [r.get(n) for r in rows] for n in ("iteration", "update", "phase", *names)}
+
+
+def rows_of(stream: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The rows again."""
+    return [dict(zip(stream, values, strict=True)) for values in zip(*stream.values(), strict=True)]
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """So many significant digits."""
     if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: rounded(v) for k, v in value.items()}
-    return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
+        return {k: rounded(v, digits) for k, v in value.items()}
+    return [rounded(v, digits) for v in value] if isinstance(value, list | tuple) else value
 
 
 def write_result(
     path: Path, header: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]],
-    metrics: Sequence[Mapping[str, Any]], endpoint: Mapping[str, Any],
+    stream: Sequence[Mapping[str, Any]], endpoint: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write the file, whole or not at all; settings in the header keep all their digits."""
     lines: list[dict[str, Any]] = [{"kind": "header", "format": FORMAT, **plain(header)}]
     lines += [{"kind": "evaluation", **rounded(row)} for row in evaluations]
-    lines += [{"kind": "metrics", **rounded(row)} for row in metrics]
+    lines.append({"kind": "stream", **rounded(columns(stream), digits=4)})
     lines.append({"kind": "endpoint", **rounded(endpoint)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -100,7 +115,7 @@ def write_result(
 def read_result(path: Path) -> Result:
     """UserError for a file that is none."""
     header: dict[str, Any] = {}
-    rows: dict[str, list[dict[str, Any]]] = {"evaluation": [], "metrics": [], "endpoint": []}
+    rows: dict[str, list[dict[str, Any]]] = {"evaluation": [], "stream": [], "endpoint": []}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line:
             continue
@@ -113,11 +128,12 @@ def read_result(path: Path) -> Result:
                 rows[kind].append(row)
         except (ValueError, KeyError, AttributeError, TypeError):
             raise UserError(f"{path}:{number}: not a line of a lab result; remove the file to run it again") from None
-    if not header or not rows["endpoint"]:
+    if not header or not rows["stream"] or not rows["endpoint"]:
         raise UserError(f"{path}: not a whole lab result; remove the file to run it again")
     if header.get("format") != FORMAT:
         raise UserError(f"{path}: format {header.get('format')} is not the {FORMAT} that this version reads; remove it")
-    return Result(path, header, rows["evaluation"], rows["metrics"], rows["endpoint"][-1])
+    stream = rows_of(rows["stream"][-1])
+    return Result(path, header, rows["evaluation"], stream, thin(stream), rows["endpoint"][-1])
 
 
 def read_results(folder: Path) -> dict[str, Result]:

@@ -67,7 +67,7 @@ def make_run(job: Mapping[str, Any]) -> None:
     """Train, evaluate, write the result, and remove the weights unless they are to be kept."""
     from ppomax.config import PPOConfig
     from ppomax.lab.endpoint import run_endpoint
-    from ppomax.lab.results import thin, write_result
+    from ppomax.lab.results import write_result
     from ppomax.options import from_mapping
     from ppomax.train.ppo import train_ppo
 
@@ -93,7 +93,7 @@ def make_run(job: Mapping[str, Any]) -> None:
             "training": round(trained, 1), "endpoint": round(time.monotonic() - began, 1),
         }  # fmt: skip
         header = {**job["header"], "start": start_facts(job), "seconds": seconds, "machine": machine(config.device)}
-        write_result(Path(job["result"]), header, _lines(folder / "evaluations.jsonl"), thin(rows), endpoint)
+        write_result(Path(job["result"]), header, _lines(folder / "evaluations.jsonl"), rows, endpoint)
         if not job["keep"]:  # all of it: a part that stayed would be taken for one of the next run of this name
             shutil.rmtree(folder)
 

@@ -43,7 +43,7 @@ def made(
         "key": key, "seed": seed, "world": "1/abc", "start": {}, "seconds": {"iterations": 9.0, "training": 10.0, "endpoint": 5.0},
         "identity": {},
     }  # fmt: skip
-    return Result(Path("memory"), {**head, **(header or {})}, rows, lines, {**end, **(endpoint or {})})
+    return Result(Path("memory"), {**head, **(header or {})}, rows, lines, lines, {**end, **(endpoint or {})})
 
 
 def seeds(count: int, *args: Any, **options: Any) -> dict[int, Result]:

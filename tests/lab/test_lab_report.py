@@ -34,7 +34,7 @@ def put(folder: Path, run: Run, curve: list[float], reward: list[float], **chang
     result = made(run.seed, curve, reward=reward, metrics=TURNING)
     header = {**result.header, "key": run.key, "arm": run.arm, "claims": run.claims, "identity": run.identity()}
     write_result(
-        folder / f"{run.name}.jsonl", {**header, **changes}, result.evaluations, result.metrics, result.endpoint
+        folder / f"{run.name}.jsonl", {**header, **changes}, result.evaluations, result.stream, result.endpoint
     )
 
 

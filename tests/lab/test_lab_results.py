@@ -16,7 +16,18 @@ ROW = {"phase": "policy", "reward/mean": 1.0, "loss/value": 2.0, "time/total": 3
 
 def write(path: Path, key: str = "abc", **header: Any) -> Path:
     evaluations = [{"iteration": 0, "update": 0, "eval/win_rate": 1 / 3, "eval/kl": float("nan")}]
-    write_result(path, {"key": key, "seed": 1, "identity": {}, **header}, evaluations, [], {"prompts": 8})
+    stream = [
+        {"iteration": 0, "update": 0, "phase": "critic", "loss/value": 1 / 3, "time/total": 2.0},
+        {
+            "iteration": 1,
+            "update": 4,
+            "phase": "policy",
+            "loss/value": 0.25,
+            "loss/policy": 2 / 3,
+            "kl/ref": float("nan"),
+        },
+    ]
+    write_result(path, {"key": key, "seed": 1, "identity": {}, **header}, evaluations, stream, {"prompts": 8})
     return path
 
 
@@ -25,6 +36,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (result.key, result.seed, result.endpoint) == ("abc", 1, {"prompts": 8})
     assert result.evaluations[0]["eval/win_rate"] == 0.33333
     assert result.evaluations[0]["eval/kl"] is None
+    assert result.stream == [  # every iteration, four digits; what is no number is null; no clock
+        {"iteration": 0, "update": 0, "phase": "critic", "loss/value": 0.3333, "loss/policy": None, "kl/ref": None},
+        {"iteration": 1, "update": 4, "phase": "policy", "loss/value": 0.25, "loss/policy": 0.6667, "kl/ref": None},
+    ]
+    assert [(m["phase"], m["iterations"], m["loss/value"]) for m in result.metrics] == [
+        ("critic", 1, 0.3333),
+        ("policy", 1, 0.25),
+    ]
     assert result.header["identity"]["policy_optim.lr"] == 1.23456789e-5, "settings keep all their digits"
 
 
@@ -47,9 +66,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl: not a whole lab result"):
         read_result(path)
     path.write_text(whole + "{half", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.jsonl:4: not a line"):
+    with pytest.raises(UserError, match=r"a\.jsonl:5: not a line"):
         read_result(path)
-    path.write_text(whole.replace('"format": 1', '"format": 7'), encoding="utf-8")
+    path.write_text(whole.replace('"format": 2', '"format": 7'), encoding="utf-8")
     with pytest.raises(UserError, match="format 7"):
         read_result(path)
 
