@@ -35,6 +35,10 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "exam": ("ppomax.commands.exam", "multiple-choice questions from local files, several models side by side"),
     "lab": ("ppomax.commands.lab", "the claims of the paper, tested in the embedded world: runs, verdicts, one page"),
+    "view": (
+        "ppomax.commands.view",
+        "a local page of runs while they go: panels, alarms, samples, checkpoint now, stop",
+    ),
     "report": ("ppomax.commands.report", "one page of PPO and reward-model runs: verdict, curves, dialogues, settings"),
     "details": ("ppomax.commands.details", "the twelve implementation details: presets, options, code, metrics"),
 }

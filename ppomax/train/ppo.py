@@ -4,6 +4,7 @@
     -> shape scores, add token-level KL
     -> GAE -> minibatches -> ratio, clip, value, entropy, ptx, step (ppo_update.py)
     -> metrics -> the collapse watch, which may stop the run or roll it back (ppo_guard.py)
+    -> what was asked from outside: a checkpoint now, or to stop (requests.py)
     at intervals: answers to held-out prompts are shown, and judged against the reference's (ppo_watch.py)
 
     ppomax ppo --model SFT --reward RM --prompts prompts.jsonl --output_dir runs/ppo
@@ -49,6 +50,7 @@ from ppomax.train.ppo_setup import Setup, prepare, say
 from ppomax.train.ppo_update import Tally, Updater
 from ppomax.train.ppo_watch import LiveJudge, watch
 from ppomax.train.progress import ProgressLine
+from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
 from ppomax.watch.collapse import Alarm
 from ppomax.watch.metrics import experience_metrics, response_metrics
@@ -167,7 +169,7 @@ def train_ppo(
     if setup.judges:
         with run.undone_if_nothing_came():
             judge = LiveJudge(setup, config, ranks, run, loop.iteration)
-    with run.undone_if_nothing_came(), guard, bar:
+    with run.undone_if_nothing_came(), guard, Requests(run) as requests, bar:
         while loop.policy_iterations < config.iterations and not guard.stopped:
             if loop.iteration == 0 and config.watch.detect and config.watch.on_collapse == "rollback":
                 save(
@@ -279,8 +281,10 @@ def train_ppo(
                 loop.go_back(states["loop"], kl_coef)
             guard.stopped = action == "stop"
             last = loop.policy_iterations >= config.iterations or guard.stopped
-            if last or (config.checkpoint.every and loop.iteration % config.checkpoint.every == 0):
+            asked = requests.take()
+            if last or asked or (config.checkpoint.every and loop.iteration % config.checkpoint.every == 0):
                 save(run, config, ranks, loop, guard, policy, critic, optimizers)
+            requests.obeyed(asked, line["iteration"], loop.iteration, last=last)
     watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
     if judge:
         judge.evaluate(engine, loop.iteration, loop.updates)
