@@ -164,7 +164,10 @@ def train_ppo(
     total_critic_updates = planned_updates(config, 0, pretraining + config.iterations)
     history = run.read()
     expected = config.iterations + (pretraining if loop.pretraining else len(loop.value_losses))
-    bar = ProgressLine("ppo", expected, done=loop.iteration, quiet=not ranks.is_main)
+    bar = ProgressLine(
+        "ppo", expected, done=loop.iteration, quiet=not ranks.is_main, alarms=run.path / "alarms.jsonl",
+        sparklines=("reward", "kl", "length", "perplexity", "win_rate"),
+    )  # fmt: skip
     judge = None
     if setup.judges:
         with run.undone_if_nothing_came():
