@@ -1,0 +1,168 @@
+"""Which runs are there, whether they live, and what their page shows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from view_tools import HOSTILE, finish, line, make_run, write
+
+from ppomax.train.requests import LOCK, ask
+from ppomax.view import runs
+from ppomax.view.live import LiveRun, curve
+from ppomax.view.runs import find_runs, state_of, summary
+
+
+def age(run: Path, seconds: float) -> None:
+    """As if nothing had been written for so long."""
+    then = time.time() - seconds
+    for file in run.rglob("*"):
+        os.utime(file, (then, then))
+
+
+def only(root: Path) -> runs.Run:
+    (found,) = find_runs(root)
+    return found
+
+
+def state(run: Path) -> tuple[str, str]:
+    return state_of(only(run), [line(0)])
+
+
+def test_runs_below_a_folder(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "ppo one")
+    make_run(tmp_path / "b", "reward")
+    make_run(tmp_path / "c" / "d" / "e", "sft")
+    for elsewhere in ("a/ppo one/checkpoints/step-1", "b/final", ".hidden/run", "b/within"):
+        make_run(tmp_path / elsewhere)
+    (tmp_path / "duel").mkdir()
+    (tmp_path / "duel" / "config.yaml").write_text("a: x\njudge: world\n")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.yaml").write_bytes(b"\xff\x00{{{{")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = find_runs(tmp_path)
+    assert [(run.name, run.kind) for run in found] == [("a/ppo one", "ppo"), ("b", "reward"), ("c/d/e", "sft")]
+    assert found[0].planned == 30 and found[1].planned is None, "20, and 10 of critic pre-training"
+    assert len({run.key for run in found}) == 3
+    assert [run.name for run in find_runs(tmp_path / "b")] == ["b"], "a run itself will do"
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_a_run_with_a_lock(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    age(run, 1e6)
+    with (run / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert state(run) == ("running", "") and summary(only(run))["obeys"]
+        finish(run)
+        assert state(run) == ("running", ""), "one that was finished, and goes on for longer"
+    assert state(run) == ("dead", "killed") and not summary(only(run))["obeys"]
+    (run / LOCK).write_text("stopped")
+    assert state(run) == ("stopped", "")
+    (run / LOCK).write_text("failed: UserError: out of luck\nand more")
+    assert state(run) == ("dead", "failed: UserError: out of luck")
+    (run / LOCK).unlink()
+    assert state(run) == ("finished", "")
+
+
+def test_a_run_without_a_lock_lives_while_it_writes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert state(run) == ("running", "") and not summary(only(run))["obeys"]
+    age(run, 170)
+    assert state(run)[0] == "running"
+    age(run, 190)
+    assert state(run)[0] == "dead"
+    assert state_of(only(run), [line(0, **{"time/total": 60.0})])[0] == "running", "its iterations take minutes"
+
+
+def test_summary(tmp_path: Path) -> None:
+    make_run(tmp_path / "ppo")
+    make_run(tmp_path / "rm", "reward")
+    ppo, reward = (summary(run) for run in find_runs(tmp_path))
+    assert ppo["step"] == 11 and ppo["planned"] == 30 and ppo["kind"] == "ppo"
+    assert ppo["numbers"] == {"reward": 1.1, "KL": 0.11, "length": 20.0, "perplexity": 3.0, "win rate": 0.625}
+    assert ppo["alarm"] == {"iteration": 9, "level": "collapse", "message": "hello"}
+    assert reward["numbers"] == {"loss": 0.0833333, "accuracy": None} and reward["alarm"] is None
+
+
+def test_what_a_page_shows(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    live = LiveRun(only(run))
+    shown = live.look()
+    assert [p["metric"] for p in shown["panels"]] == [
+        "eval/win_rate", "reward/mean", "kl/ref", "policy/perplexity", "response/length", "loss/policy", "loss/value",
+    ]  # fmt: skip
+    rate = shown["panels"][0]
+    assert (rate["x"], rate["y"], rate["band"]) == ([2, 6], [0.5, 0.625], [0.06, 0.06])
+    assert shown["marks"] == [[5, "notice"], [9, "collapse"]]
+    assert [a["message"] for a in shown["alarms"]] == ["hello", "first"], "the newest first"
+    assert [s["response"] for s in shown["samples"]] == ["hello answered 11"], "of the newest iteration only"
+    assert shown["samples"][0]["kl"] is None and not shown["samples"][0]["finished"]
+    assert live.look()["version"] == shown["version"]
+    with (run / "metrics.jsonl").open("a") as f:
+        f.write(json.dumps(line(12)) + "\n" + json.dumps(line(13))[:40])
+    later = live.look()
+    assert later["version"] != shown["version"] and later["panels"][1]["x"][-1] == 12 and later["unreadable"] == 0
+    (run / LOCK).touch()
+    ask(run, "stop")
+    with (run / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert live.look()["head"]["asked"] == ["stop"]
+    shutil.rmtree(run)
+    gone = live.look()
+    assert gone["samples"] == gone["alarms"] == [] and gone["head"]["written"] == 0
+
+
+def test_hostile_files(tmp_path: Path) -> None:
+    """Whatever the files hold, the page gets something, and nothing in it acts unseen."""
+    run = make_run(tmp_path / "run", text=HOSTILE)
+    live = LiveRun(only(run))
+    shown = live.look()
+    told = json.dumps(shown, ensure_ascii=False)
+    assert "[U+202E]abc" in told and "[U+001B][31m" in told and "[U+D800]" in told
+    assert not any(c in told for c in "\x1b\u202e\ud800")
+    odd = [
+        {"iteration": "x", "level": 7, "message": None}, {"iteration": 10**400, "message": {"a": [1]}}, {},
+        {"iteration": 1e999, "prompt": 5, "response": ["a"], "score": "high", "length": True, "eval/win_rate": "all"},
+        {"iteration": None, "prompt": [3, {"role": None}, {"content": {"x": 1}}], "level": "<b>", "reward/mean": [1]},
+    ]  # fmt: skip
+    for name in ("metrics", "samples", "evaluations", "alarms", "requests"):
+        (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in odd) + "\0\n[[\n")
+    shown = live.look()
+    json.dumps(shown, allow_nan=False)
+    assert {a["level"] for a in shown["alarms"]} == {"warning"} and shown["unreadable"] == 2
+    for name in ("metrics", "samples", "evaluations", "alarms"):
+        (run / f"{name}.jsonl").unlink()
+        (run / f"{name}.jsonl").mkdir()
+    json.dumps(live.look(), allow_nan=False)
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_other_stages(tmp_path: Path, kind: str) -> None:
+    shown = LiveRun(only(make_run(tmp_path / "run", kind))).look()
+    assert shown["x"] == "update" and len(shown["panels"]) == 1 and shown["panels"][0]["y"][0] == 1.0
+
+
+def test_curves_leave_out_what_is_no_number() -> None:
+    nan = float("nan")
+    found = curve(("m", "t", "u"), [0, 1, nan, 3], [1.0, nan, 2.0, 4.0])
+    assert (found["x"], found["y"], found["mean"]) == ([0, 3], [1.0, 4.0], None)
+    assert curve(("m", "t", "u"), [], [])["x"] == []
+    steady = curve(("m", "t", "u"), list(range(40)), [2.0] * 40)
+    assert set(steady["mean"][1]) == {2.0} and len(steady["x"]) == 40
+
+
+def test_evaluations_and_alarms_of_a_run_without_metrics(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    write(run / "alarms.jsonl", [{"iteration": 0, "level": "collapse", "message": "not finite"}])
+    shown = LiveRun(only(run)).look()
+    assert [p["metric"] for p in shown["panels"]] == ["eval/win_rate"] and shown["head"]["step"] is None
