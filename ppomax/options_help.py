@@ -21,7 +21,8 @@ USAGE = {
     "world": "OUT [--field value ...]",
     "new-model": "OUT --tokenizer-from DATA ... [--field value ...]",
     "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
-    "duel": "A B --prompts FILE ... --judge JUDGE --output_dir DIR [--field value ...] | CONFIG.yaml [--resume] | report DIR ...",
+    "duel": "A B [C ...] --prompts FILE ... --judge JUDGE --output_dir DIR [--field value ...] | CONFIG.yaml [--resume] | "
+    "report DIR ...",
     "exam": "MODEL ... --data FILE ... [--field value ...] | CONFIG.yaml [--resume]",
     "evaluate": "MODEL ... --data PAIRS ... [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
@@ -53,6 +54,11 @@ EXAMPLES = {
         "ppomax duel runs/ppo/final runs/sft/final --prompts world/prompts_heldout.jsonl "
         "--judge world --output_dir runs/duel",
         "ppomax duel answers_a.jsonl answers_b.jsonl --judge llm:MODEL --llm.base_url URL --output_dir runs/duel_llm",
+        "ppomax duel ours.jsonl outputs.json --judge world --output_dir runs/duel      AlpacaEval's outputs as a side",
+        "ppomax duel runs/ppo/final runs/sft/final endpoint:MODEL --endpoint.base_url URL --prompts test.jsonl "
+        "--judge llm:MODEL --llm.base_url URL --output_dir runs/three      all pairs, and ratings",
+        "ppomax duel runs/ppo/final best_of:16:runs/sft/final --best_of_reward runs/reward/final --prompts test.jsonl "
+        "--judge runs/judge/final --output_dir runs/worth_it      is PPO worth it?",
         "ppomax duel report runs/duel runs/duel_llm      how far judges agree",
     ),
     "exam": (

@@ -1,125 +1,13 @@
-"""``ppomax duel A B --prompts FILE --judge JUDGE --output_dir DIR``, ``ppomax duel CONFIG.yaml``, and
+"""``ppomax duel A B [C ...] --prompts FILE --judge JUDGE --output_dir DIR``, ``ppomax duel CONFIG.yaml``, and
 ``ppomax duel report DIR DIR ...``: do the judges of finished duels agree?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from ppomax.commands.duel_tables import agreement_table, ratings_table, table
 from ppomax.commands.stage import sort_words
-from ppomax.evaluate.duel import UNIT, DuelConfig, run_duel
+from ppomax.evaluate.duel import DuelConfig, run_duel
 from ppomax.evaluate.duel_report import DuelReportConfig, report_duels
 from ppomax.options import dump_yaml, help_text, resolve, warnings_for
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for a terminal: a line for each source of prompts, and one for all."""
-    names = [*result["by_source"], "all"]
-    width = max(map(len, names))
-    head = f"{'':{width}}  prompts   win   tie  lose  win rate (95%)         length-controlled      sign test"
-    lines = [f"A = {result['a']}", f"B = {result['b']}", f"judge = {', '.join(map(str, result['judge']))}", "", head]
-    for name, part in [*result["by_source"].items(), ("all", result["overall"])]:
-        plain, controlled = part["win_rate"], part["length_controlled"]
-        rates = "  ".join(f"{r['value']:6.1%} [{r['low']:.1%}, {r['high']:.1%}]".ljust(21) for r in (plain, controlled))
-        lines.append(
-            f"{name:{width}}  {part['prompts']:7}  {part['win']:4}  {part['tie']:4}  {part['lose']:4}  {rates}  "
-            f"p = {part['sign_test_p']:.2g}"
-        )
-    overall = result["overall"]
-    lengths = f"mean length: A {overall['mean_length_a']:.0f}, B {overall['mean_length_b']:.0f} {UNIT}"
-    if result["tie_band"] is not None:
-        lengths += (
-            f"; mean score: A {result['mean_score_a']:.3f}, B {result['mean_score_b']:.3f}; "
-            f"a difference up to {result['tie_band']:.3g} is a tie"
-        )
-    lines += ["", lengths, f"length control: {overall['length_controlled']['model']}"]
-    if result.get("llm"):
-        lines += llm_lines(result["llm"])
-    return "\n".join(lines)
-
-
-def llm_lines(about: Mapping[str, Any]) -> list[str]:
-    """What is to be known of an LLM judge's work."""
-    position, missing, tokens = about["position"], about["questions_without_verdict"], about["tokens"]
-    why = ", ".join(f"{n} {word}" for word, n in missing.items() if n)
-    faults = ", ".join(f"{n} {kind}" for kind, n in about["faults"].items())
-    identical = f", {about['identical']} pairs of equal answers not asked" if about["identical"] else ""
-    return [
-        f"both orders asked, disagreement is a tie: {about['questions']} questions{identical}; "
-        f"without a verdict: {sum(missing.values())}{f' ({why})' if why else ''}, which makes "
-        f"{about['prompts_without_verdict']} of the ties",
-        f"position: {position['flipped_pairs']} of {position['both_decided']} decided pairs changed with the order"
-        + (f", to the first shown in {_interval(position['first_when_flipped'])}" if position["flipped_pairs"] else "")
-        + f"; first shown preferred in {_interval(position['preferred_first'])} of all verdicts",
-        f"{about['requests']} requests ({about['malformed_replies']} malformed replies; faults: {faults or 'none'}), "
-        f"{tokens['prompt']} + {tokens['completion']} tokens"
-        + (f", estimated for {tokens['estimated_replies']} replies" if tokens["estimated_replies"] else ""),
-    ]
-
-
-def _interval(estimate: Mapping[str, Any] | None, percent: bool = True) -> str:
-    if estimate is None or estimate["value"] is None:
-        return "-"
-    shown = [
-        "-" if estimate[k] is None else f"{estimate[k]:.1%}" if percent else f"{estimate[k]:.2f}"
-        for k in ("value", "low", "high")
-    ]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
-
-
-def agreement_table(report: Mapping[str, Any]) -> str:
-    """Agreement for a terminal: a line a judge, a line a pair of judges, and all together."""
-    judges = report["judges"]
-    letters = {name: f"J{i}" for i, name in enumerate(judges, 1)}
-    lines = [
-        f"A = {report['a']}",
-        f"B = {report['b']}",
-        *(f"{letters[n]} = {n} ({j['place']})" for n, j in judges.items()),
-    ]
-    lines += ["", f"{report['items']} pairs of answers judged by all"]
-    head = (
-        "",
-        "judged",
-        "win",
-        "tie",
-        "lose",
-        "A wins (95%)",
-        "longer wins (95%)",
-        "length slope (95%)",
-        "first shown preferred",
-    )
-    rows: list[tuple[str, ...]] = [head]
-    for name, j in judges.items():
-        position = j["position"]["preferred_first"] if j["position"] else None
-        rows.append((
-            letters[name], *(str(j[k]) for k in ("judged", "win", "tie", "lose")), _interval(j["win_rate"]),
-            _interval(j["length"]["longer_wins"]), _interval(j["length"]["slope"], False), _interval(position),
-        ))  # fmt: skip
-    lines += [*_columns(rows), ""]
-    rows = [("", "pairs", "agreement (95%)", "where both decide", "kappa", "kappa, linear", "alpha, ordinal")]
-    for p in report["pairs"]:
-        rows.append((
-            f"{letters[p['one']]} {letters[p['other']]}", str(p["items"]), _interval(p["agreement"]),
-            _interval(p["agreement_decided"]), _interval(p["kappa"], False), _interval(p["kappa_linear"], False),
-            _interval(p["alpha_ordinal"], False),
-        ))  # fmt: skip
-    lines += [*_columns(rows), ""]
-    everyone = report["all_judges"]
-    lines.append(
-        f"all judges, Krippendorff's alpha: nominal {_interval(everyone['alpha_nominal'], False)}, "
-        f"ordinal {_interval(everyone['alpha_ordinal'], False)}"
-    )
-    for name, j in judges.items():
-        if j["left_out"] or j["without_verdict"]:
-            lines.append(
-                f"{letters[name]}: {j['left_out']} pairs left out that not all judged, {j['without_verdict']} without a verdict"
-            )
-    return "\n".join(lines)
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def report_main(words: list[str]) -> int:
@@ -152,13 +40,17 @@ def main(verb: str, words: list[str]) -> int:
         return 0
     leading = list(given.leading)
     yaml_path = leading.pop(0) if leading and leading[0].endswith((".yaml", ".yml")) else None
-    options = [f"--{side}={place}" for side, place in zip("ab", leading, strict=False)] + leading[2:] + given.options
-    config = resolve(DuelConfig, options, yaml_path=yaml_path)
+    options = [f"--{side}={place}" for side, place in zip("ab", leading, strict=False)]
+    options += ["--others", *leading[2:]] if leading[2:] else []
+    config = resolve(DuelConfig, options + given.options, yaml_path=yaml_path)
     if "--print-config" in given.switches:
         print(dump_yaml(config), end="")
         return 0
     for warning in warnings_for(config):
         print(f"warning: {warning}")
-    print(table(run_duel(config, resume="--resume" in given.switches)))
+    result = run_duel(config, resume="--resume" in given.switches)
+    print(table(result))
+    if "ratings" in result:
+        print(f"\n{ratings_table(result)}")
     print(f"written to {config.output_dir}")
     return 0

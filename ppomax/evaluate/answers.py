@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,17 @@ def prompt_key(messages: Sequence[Message]) -> PromptKey:
 
 def is_answer_file(place: str) -> bool:
     """A file of answers, as opposed to a model directory or hub name."""
-    return place.endswith((".jsonl", ".jsonl.gz")) or Path(expand_path(place)).is_file()
+    return place.endswith((".jsonl", ".jsonl.gz", ".json")) or Path(expand_path(place)).is_file()
+
+
+def find_answer(answers: Mapping[PromptKey, Answer], messages: Sequence[Message]) -> PromptKey | None:
+    """The key under which ``answers`` has this prompt. Blanks around a single question are overlooked: in AlpacaEval's
+    layout all that is known of a prompt is its text."""
+    key = prompt_key(messages)
+    if key in answers:
+        return key
+    bare = ((key[0][0], key[0][1].strip()),) if len(key) == 1 else key
+    return bare if bare in answers else None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,6 +131,10 @@ def read_answers(place: str, iteration: int | None = None) -> tuple[dict[PromptK
     In a samples.jsonl ``iteration`` chooses whose answers are read: default, the last.
     """
     path = Path(expand_path(place))
+    if path.suffix == ".json":
+        if iteration is not None:
+            raise UserError(f"{path}: its answers have no iteration; leave a_iteration and b_iteration out")
+        return read_outputs(path)
     first = next(_rows(path), None)
     if first is None:
         raise UserError(f"{path}: no answers in it")
@@ -141,6 +155,45 @@ def read_answers(place: str, iteration: int | None = None) -> tuple[dict[PromptK
         answer = _answer(record, where, path.stem)
         further += answer.key in answers
         answers.setdefault(answer.key, answer)
+    return answers, further
+
+
+def read_outputs(path: Path) -> tuple[dict[PromptKey, Answer], int]:
+    """(answers by prompt, further answers left out) of AlpacaEval's layout: one list of records with instruction, output,
+    generator and, as it may be, dataset, which becomes the answer's source. All must come from one generator."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: malformed JSON: {error}") from None
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{path}: a list of records with instruction and output is expected (AlpacaEval's layout)")
+    answers: dict[PromptKey, Answer] = {}
+    generators: dict[str, int] = {}
+    further = 0
+    for number, record in enumerate(records):
+        where = f"{path}: record {number}"
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: an object with instruction and output is expected")
+        for name in ("instruction", "output"):
+            if not isinstance(record.get(name), str):
+                raise UserError(f"{where}: {name}: text is expected, not {type(record.get(name)).__name__}")
+        if not record["instruction"].strip():
+            raise UserError(f"{where}: instruction: is empty")
+        generators.setdefault(str(record.get("generator")), number)
+        dataset = record.get("dataset")
+        answer = Answer(
+            (Message(role="user", content=record["instruction"].strip()),), record["output"],
+            source=dataset if isinstance(dataset, str) and dataset else path.stem,
+        )  # fmt: skip
+        further += answer.key in answers
+        answers.setdefault(answer.key, answer)
+    if len(generators) > 1:
+        one, other, *_ = generators
+        raise UserError(
+            f"{path}: record {generators[other]}: generator {other!r}, while record 0 is of {one!r}; one file, one generator"
+        )
     return answers, further
 
 

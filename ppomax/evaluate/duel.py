@@ -1,13 +1,15 @@
-"""Two systems answer the same prompts, a judge scores both answers, and the result says who wins how often.
+"""Two systems or more answer the same prompts, a judge compares the answers, and the result says who wins how often.
 
     ppomax duel runs/ppo/final runs/sft/final --prompts test.jsonl --judge runs/judge/final --output_dir runs/duel
 
-Each prompt gets one answer from either side (section 6 of the paper), drawn as the paper's evaluation draws them. The
-judge reads prompt and answer as text, in its own tokens, so policies of any tokenizer can meet; what may judge is told in
-``judges.py``. A win is a win of A; how rates and intervals are made is told in ``winrate.py``.
+Each prompt gets one answer from each side (section 6 of the paper), drawn as the paper's evaluation draws them; what a side
+may be is told in ``sides.py``. The judge reads prompt and answer as text, in its own tokens, so policies of any tokenizer
+can meet; what may judge is told in ``judges.py``. A win is a win of A; how rates and intervals are made is told in
+``winrate.py``. Of more than two systems all pairs are judged, and rated as ``ratings.py`` tells.
 
-Written to the run directory: config.yaml, answers_a.jsonl, answers_b.jsonl (of models: kept as they are drawn, so that a
-killed duel goes on), judgements.jsonl, result.json, metrics.jsonl (seconds taken), and of an LLM judge judge_raw.jsonl.
+Written to the run directory: config.yaml, answers_a.jsonl, answers_b.jsonl, ... (and what they come from: candidates, an
+endpoint's replies), judgements.jsonl (A against B; of further pairs judgements_a_c.jsonl, ...), result.json, the figures
+win_tie_lose and against_strongest (PNG and SVG), metrics.jsonl (seconds taken), and of an LLM judge judge_raw.jsonl.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +31,32 @@ from ppomax.config import (
     RunConfig,
     SamplingConfig,
 )
-from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Prompt
 from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
-from ppomax.evaluate.answers import (
-    Answer,
-    PromptKey,
-    Sampler,
-    is_answer_file,
-    prompt_key,
-    read_answers,
-    read_samples,
-)
-from ppomax.evaluate.judges import Judged, Judges, PairJudge, ScoreJudge, Scorer, judged_by_scores, make_judge
+from ppomax.evaluate.answers import Answer, Sampled, prompt_key, read_samples
+from ppomax.evaluate.categories import label
+from ppomax.evaluate.duel_tally import duel_over_training, tally
+from ppomax.evaluate.endpoint_answers import AnswerEndpointConfig
+from ppomax.evaluate.judges import Choosers, Judges, PairJudge, SourceScorer, make_judge, names_of
 from ppomax.evaluate.llm_endpoint import LLMConfig
-from ppomax.evaluate.winrate import TieUnit, summarise
-from ppomax.models.loading import load_causal_lm, load_tokenizer
+from ppomax.evaluate.ratings import rate
+from ppomax.evaluate.sides import LETTERS, Named, Sides, name_side
+from ppomax.evaluate.winrate import Outcomes, TieUnit
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.run import RunDirectory, plain
-
-UNIT = "characters"
-"""lengths are counted in characters: the two sides may have different tokenizers"""
-SIDES = ("a", "b")
 
 
 class DuelConfig(RunConfig):
     """Which of two systems answers better, by a judge. The sampling defaults are those of the paper's evaluation."""
 
     a: str
-    """first system, whose wins are counted: model directory, file of answers (.jsonl: prompt, response), or samples.jsonl"""
+    """first system, whose wins are counted: model directory, file of answers (.jsonl: prompt, response; .json: AlpacaEval's
+    outputs; a run's samples.jsonl), `endpoint:MODEL`, or `best_of:N:PATH`, the best of N answers of a model"""
     b: str
     """second system, such as the SFT model: the same choices"""
+    others: list[str] = Field([])
+    """further systems: all pairs are judged, and all systems rated (Bradley-Terry)"""
     a_iteration: int | None = None
     """where `a` is a run's samples.jsonl: whose answers; null: the last"""
     b_iteration: int | None = None
@@ -69,7 +66,7 @@ class DuelConfig(RunConfig):
     max_prompts: int | None = Field(None, ge=1)
     """at most this many prompts, the first ones"""
     max_prompt_length: int | None = Field(None, ge=1)
-    """longer prompts (in tokens of either model) are left out and counted; null: half of the smaller context"""
+    """longer prompts (in tokens of any model that answers) are left out and counted; null: half of the smallest context"""
     chat_template: ChatTemplate = "model"
     """how dialogues become text, for models and judges"""
     split_seed: int = 0
@@ -77,7 +74,11 @@ class DuelConfig(RunConfig):
     sampling: SamplingConfig = SamplingConfig(
         max_new_tokens=2048, temperature=0.8, top_p=0.9, repetition_penalty=1.1, batch_size=32
     )
-    """how answers are drawn; max_new_tokens is lowered, for both sides alike, to what the smaller context leaves"""
+    """how answers are drawn; max_new_tokens is lowered, for all sides alike, to what the smallest context leaves"""
+    endpoint: AnswerEndpointConfig = AnswerEndpointConfig()
+    """how an `endpoint:MODEL` side is asked; a key is read from the environment"""
+    best_of_reward: Choosers = Field([])
+    """reward model (or several, or a function) under which `best_of:N:PATH` chooses: the one that PPO was trained on"""
     judge: Judges
     """who judges: `rm:PATH` (several: weighted sum), `world`, `llm:MODEL`, `module:function`, or an http(s) address"""
     llm: LLMConfig = LLMConfig()
@@ -99,7 +100,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Raises UserError for every mistake that the caller can mend, before anything is written over.
     """
-    _refuse(config)
+    named = _named(config)
     ranks = join(config.device)
     finished = Path(config.output_dir).expanduser() / "result.json"
     if resume and finished.exists():
@@ -107,177 +108,141 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         return dict(json.loads(finished.read_text(encoding="utf-8")))
 
     say = _printer(ranks)
+    loading: dict[str, Any] = {
+        "chat_template": config.chat_template, "precision": config.precision,
+        "micro_batch_tokens": config.micro_batch_tokens, "trust_remote_code": config.trust_remote_code,
+    }  # fmt: skip
     judge = make_judge(
         config.judge, config.llm, ranks, finished.parent, tie_band=config.tie_band, tie_unit=config.tie_unit,
-        seed=config.seed, resamples=config.resamples, chat_template=config.chat_template, precision=config.precision,
-        micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=config.trust_remote_code,
+        seed=config.seed, resamples=config.resamples, **loading,
     )  # fmt: skip
     moments = read_samples(config.over_training) if config.over_training else []
-    files = {side: _read_side(config, side, say) for side in SIDES}
-    formats = {side: _format(config, side) for side in SIDES if files[side] is None}
-    models = {side: load_causal_lm(getattr(config, side), "cpu", config.trust_remote_code) for side in formats}
-    prompts, left_out = _prompts(config, files, say)
-    sampling, prompts, too_long = _fit(config, prompts, formats, models, say)
-    left_out |= too_long
+    sides = Sides(
+        named, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code, endpoint=config.endpoint,
+        scorer=lambda: SourceScorer(config.best_of_reward, ranks, **loading), say=say,
+    )  # fmt: skip
+    _warn_of_partial_judge(config, named, say)
+    prompts, about_prompts = sides.prompts(_given_prompts(config, say), config.max_prompts)
+    sampling, prompts, too_long = sides.fit(prompts, config.sampling, config.max_prompt_length)
+    left_out = about_prompts["left_out"] | too_long
 
     run = RunDirectory.open(config, ranks, resume=resume)
-    answers: dict[str, list[Answer]] = {}
+    given: dict[str, list[Answer | None]] = {}
+    told: dict[str, dict[str, Any]] = {"best_of": {}, "endpoint": {}}
     seconds: dict[str, float] = {}
-    for number, side in enumerate(SIDES):
-        found = files[side]
-        if found is not None:
-            answers[side] = [
-                replace(found[prompt_key(p.messages)], source=p.source, metadata=p.metadata) for p in prompts
-            ]
-            rows = [_answer_row(a) for a in answers[side]]
-            run.write(f"answers_{side}.jsonl", _lines(rows))
-            continue
+    for side in named:
         began = time.perf_counter()
-        model = models.pop(side).to(ranks.device)
-        sampler = Sampler(model, formats[side], sampling, bf16=config.precision == "bf16")
-        answers[side] = sampler.answer(prompts, run, f"answers_{side}.jsonl", seed=config.seed, side=number)
-        seconds[f"time/answers_{side}"] = time.perf_counter() - began
+        given[side.letter], about = sides.answer(
+            side, prompts, sampling, run, seed=config.seed, bf16=config.precision == "bf16"
+        )
+        if about is not None:
+            told[side.kind][side.letter] = about
+        if side.kind != "file":
+            seconds[f"time/answers_{side.letter}"] = time.perf_counter() - began
+    prompts, answers = _answered_by_all(prompts, given, left_out)
 
     began = time.perf_counter()
-    result, judgements = tally(
-        answers["a"], answers["b"], judge.compare(answers["a"], answers["b"]), [p.source for p in prompts],
-        seed=config.seed, resamples=config.resamples,
-    )  # fmt: skip
+    categories = [label(p.messages, p.source, dict(p.metadata), config.llm.harmless) for p in prompts]
+    pairs: list[dict[str, Any]] = []
+    outcomes: dict[tuple[int, int], Outcomes] = {}
+    for i, j in combinations(range(len(named)), 2):
+        a, b = named[i].letter, named[j].letter
+        judged = judge.compare(answers[a], answers[b])
+        outcomes[i, j] = judged.outcomes
+        result, judgements = tally(
+            answers[a], answers[b], judged, [p.source for p in prompts], categories=categories, seed=config.seed,
+            resamples=config.resamples,
+        )  # fmt: skip
+        pairs.append({"one": a, "other": b, **result})
+        run.write("judgements.jsonl" if (i, j) == (0, 1) else f"judgements_{a}_{b}.jsonl", _lines(judgements))
     result = {
-        "a": _name(config, "a"),
-        "b": _name(config, "b"),
+        "a": named[0].title,
+        "b": named[1].title,
         "judge": judge.names,
-        **result,
+        **{k: v for k, v in pairs[0].items() if k not in ("one", "other")},
         "left_out": left_out,
-        "sampled": {"max_new_tokens": sampling.max_new_tokens} if formats else None,
+        "files": about_prompts["files"],
+        **{kind: about for kind, about in told.items() if about},
+        "sampled": {"max_new_tokens": sampling.max_new_tokens} if sides.generate else None,
         "seed": config.seed,
         "resamples": config.resamples,
     }
+    if "best_of" in result:
+        result["best_of_reward"] = names_of(config.best_of_reward)
+    if len(named) > 2:
+        result |= _ratings(config, named, pairs, outcomes, categories)
     if moments:
-        named = {prompt_key(p.messages): p.source for p in prompts}
-        for moment in moments:  # samples.jsonl does not say where its prompts come from
-            for key, answer in moment.answers.items():
-                moment.answers[key] = replace(answer, source=named.get(key, answer.source))
-        result["over_training"] = duel_over_training(moments, judge, seed=config.seed, resamples=config.resamples)
+        result["over_training"] = _over_training(config, moments, judge, prompts)
     run.log({**seconds, "time/judge": time.perf_counter() - began})
     result["judge_truncated"] = judge.truncated()
     if result["judge_truncated"]:
         say(f"{result['judge_truncated']} dialogues were longer than the judge's context and lost their left")
     result = plain(result)
-    run.write("judgements.jsonl", _lines(judgements))
+    if ranks.is_main:
+        from ppomax.evaluate.duel_figures import draw_duel
+
+        draw_duel(result, run.path)
     run.write("result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
     ranks.barrier()
     return result
 
 
-def compare(
-    a: Sequence[Answer], b: Sequence[Answer], scores_a: Sequence[float], scores_b: Sequence[float], sources: Sequence[str],
-    *, tie_band: float, tie_unit: TieUnit = "std", seed: int = 0, resamples: int = 1000,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
-    """`tally` of scored answers."""
-    return tally(
-        a, b, judged_by_scores(scores_a, scores_b, tie_band, tie_unit), sources, seed=seed, resamples=resamples
-    )
+def _ratings(
+    config: DuelConfig, named: Sequence[Named], pairs: list[dict[str, Any]], outcomes: dict[tuple[int, int], Outcomes],
+    categories: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """systems, pairs and ratings of a duel of more than two, as result.json tells them."""
 
+    def rated(rows: Sequence[int]) -> dict[str, Any]:
+        chosen = {pair: own[list(rows)] for pair, own in outcomes.items()}
+        found = rate(chosen, len(named), seed=config.seed, resamples=config.resamples)
+        found["ratings"] = {side.letter: r for side, r in zip(named, found["ratings"], strict=True)}
+        for pair in found["pairs"]:
+            pair |= {"one": named[pair["one"]].letter, "other": named[pair["other"]].letter}
+        return found
 
-def tally(
-    a: Sequence[Answer], b: Sequence[Answer], judged: Judged, sources: Sequence[str], *, seed: int = 0,
-    resamples: int = 1000,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
-    """(result, one judgement a prompt) of judged answers to the same prompts in the same order.
-
-    result: overall and by_source as `winrate.summarise` gives them, and what the judge tells: tie_band (in units of the
-    score), mean_score_a, mean_score_b, and `llm` of a language model.
-    """
-    outcomes = judged.outcomes
-    lengths = [[len(answer.response) for answer in side] for side in (a, b)]
-
-    def summary(rows: Sequence[int]) -> dict[str, Any]:
-        return summarise(
-            outcomes[list(rows)], [lengths[0][i] for i in rows], [lengths[1][i] for i in rows],
-            unit=UNIT, seed=seed, resamples=resamples,
-        )  # fmt: skip
-
-    by_source = {name: [i for i, s in enumerate(sources) if s == name] for name in dict.fromkeys(sources)}
-    result = {
-        "overall": summary(range(len(outcomes))),
-        "by_source": {name: summary(rows) for name, rows in by_source.items()},
-        **judged.about,
+    kinds = {name: [i for i, c in enumerate(categories) if c == name] for name in dict.fromkeys(categories)}
+    return {
+        "systems": {side.letter: side.title for side in named},
+        "pairs": pairs,
+        "ratings": rated(range(len(categories))),
+        "ratings_by_category": {name: rated(rows) for name, rows in kinds.items()},
     }
-    words = {1: "win", 0: "tie", -1: "lose"}
-    judgements = [
-        {
-            "prompt": [dict(m) for m in a[i].prompt],
-            "response_a": a[i].response,
-            "response_b": b[i].response,
-            **judged.rows[i],
-            "length_a": lengths[0][i],
-            "length_b": lengths[1][i],
-            "outcome": words[int(outcomes[i])],
-            "source": sources[i],
-        }
-        for i in range(len(outcomes))
-    ]
-    return result, judgements
 
 
-def duel_over_training(
-    samples: Sequence[Any] | str,
-    judge: PairJudge | Scorer,
-    *,
-    tie_band: float = 0.1,
-    tie_unit: TieUnit = "std",
-    seed: int = 0,
-    resamples: int = 1000,
+def _over_training(
+    config: DuelConfig, moments: list[Sampled], judge: PairJudge, prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
-    """Judged win rate over training: a PPO run's answers to its fixed prompts, at each time, against its first ones.
-
-    The first answers are those of the model that PPO started from, with the same random numbers. ``samples`` is a
-    samples.jsonl or what `read_samples` made of it; ``judge`` compares, or is a function that scores answers, whose scores
-    are then compared by ``tie_band``. One dict a time: iteration, update, overall and by_source (as in `tally`), tie_band,
-    mean_score (judge's), mean_score_first, and means of what the run itself wrote down: trained_score, kl (nats a
-    response), length_tokens.
-    """
-    pairs: PairJudge = judge if isinstance(judge, PairJudge) else ScoreJudge(judge, ["function"], tie_band, tie_unit)
-    moments = read_samples(samples) if isinstance(samples, str) else list(samples)
-    first = moments[0].answers
-    for moment in moments:
-        if moment.answers.keys() != first.keys():
-            raise UserError(
-                f"over_training: iteration {moment.iteration} answers other prompts than iteration {moments[0].iteration}"
-            )
-    base = list(first.values())
-    out = []
-    for moment in moments:
-        answers = [moment.answers[key] for key in first]
-        judged = pairs.compare(answers, base)
-        result, _ = tally(answers, base, judged, [answer.source for answer in base], seed=seed, resamples=resamples)
-        means = {
-            name: sum(row[key] for row in moment.rows) / len(moment.rows)
-            for name, key in (("trained_score", "score"), ("kl", "kl"), ("length_tokens", "length"))
-            if all(isinstance(row.get(key), int | float) for row in moment.rows)
-        }
-        out.append({
-            "iteration": moment.iteration, "update": moment.update,
-            **{name: result[name] for name in ("overall", "by_source", "tie_band")},
-            "mean_score": result["mean_score_a"], "mean_score_first": result["mean_score_b"], **means,
-        })  # fmt: skip
-    return out
+    sources = {prompt_key(p.messages): p.source for p in prompts}
+    for moment in moments:  # samples.jsonl does not say where its prompts come from
+        for key, answer in moment.answers.items():
+            moment.answers[key] = replace(answer, source=sources.get(key, answer.source))
+    return duel_over_training(moments, judge, seed=config.seed, resamples=config.resamples)
 
 
-# ------------------------------------------------------------------------------------- prompts, sides
-
-
-def _refuse(config: DuelConfig) -> None:
+def _named(config: DuelConfig) -> list[Named]:
+    """All sides by their names. UserError for what cannot be meant."""
     if config.sampling.samples_per_prompt != 1:
         raise UserError("sampling.samples_per_prompt: a duel compares one answer a prompt; leave it at 1")
-    if not config.prompts and not any(is_answer_file(getattr(config, side)) for side in SIDES):
-        raise UserError("prompts: none are given, and neither a nor b is a file of answers: give --prompts FILE")
-    for side in SIDES:
-        if getattr(config, f"{side}_iteration") is not None and not is_answer_file(getattr(config, side)):
-            raise UserError(
-                f"{side}_iteration: {getattr(config, side)} is a model, and has no iterations: leave it out"
-            )
+    places = [config.a, config.b, *config.others]
+    if len(places) > len(LETTERS):
+        raise UserError(f"others: {len(places)} systems; at most {len(LETTERS)} can meet")
+    iterations = [config.a_iteration, config.b_iteration, *[None] * len(config.others)]
+    named = [name_side(*parts) for parts in zip(LETTERS, places, iterations, strict=False)]
+    if not config.prompts and not any(side.kind == "file" for side in named):
+        who = "neither a nor b" if len(named) == 2 else "no side"
+        raise UserError(f"prompts: none are given, and {who} is a file of answers: give --prompts FILE")
+    for side in named:
+        if side.kind == "best_of" and not config.best_of_reward:
+            raise UserError(f"{side.letter}: {side.place} needs what chooses: give --best_of_reward REWARD_MODEL")
+    return named
+
+
+def _warn_of_partial_judge(config: DuelConfig, named: Sequence[Named], say: Callable[[str], None]) -> None:
+    chooser = set(names_of(config.best_of_reward))
+    same = chooser & {str(j.name or j.model or j.function or j.url) for j in config.judge if j.llm is None}
+    if same and any(side.kind == "best_of" for side in named):
+        say(f"warning: {', '.join(sorted(same))} both chooses the best of n and judges: best_of wins by how it is made")
 
 
 def _printer(ranks: Ranks) -> Callable[[str], None]:
@@ -288,84 +253,26 @@ def _printer(ranks: Ranks) -> Callable[[str], None]:
     return say
 
 
-def _name(config: DuelConfig, side: str) -> str:
-    iteration = getattr(config, f"{side}_iteration")
-    return getattr(config, side) + (f" (iteration {iteration})" if iteration is not None else "")
-
-
-def _read_side(config: DuelConfig, side: str, say: Callable[[str], None]) -> dict[PromptKey, Answer] | None:
-    """Answers of a file by prompt; None for a model."""
-    place = getattr(config, side)
-    if not is_answer_file(place):
+def _given_prompts(config: DuelConfig, say: Callable[[str], None]) -> list[Prompt] | None:
+    if not config.prompts:
         return None
-    answers, further = read_answers(place, getattr(config, f"{side}_iteration"))
-    if further:
-        say(f"{place}: {further} further answers to the same prompts left out")
-    return answers
+    records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
+    for line in report.lines():
+        say(line)
+    return [r for r in records if isinstance(r, Prompt)]
 
 
-def _format(config: DuelConfig, side: str) -> ChatFormat:
-    return ChatFormat(load_tokenizer(getattr(config, side), config.trust_remote_code), config.chat_template)
-
-
-def _prompts(
-    config: DuelConfig, files: dict[str, dict[PromptKey, Answer] | None], say: Callable[[str], None]
-) -> tuple[list[Prompt], dict[str, int]]:
-    """Prompts that both sides have answers to (or can answer), and how many were left out for what reason."""
-    held = [found for found in files.values() if found is not None]
-    prompts: list[Prompt]
-    if config.prompts:
-        records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
-        for line in report.lines():
-            say(line)
-        prompts = [r for r in records if isinstance(r, Prompt)]
-        distinct = {prompt_key(p.messages): p for p in prompts}  # a mixture's weights repeat prompts
-        prompts = list(distinct.values())
-    else:
-        prompts = [Prompt(answer.prompt, answer.source) for answer in held[0].values()]
-    kept = [p for p in prompts if all(prompt_key(p.messages) in found for found in held)]
-    left_out = {"no answer in a file": len(prompts) - len(kept)}
-    if not kept:
-        raise UserError("a and b have no prompt in common" + (" with prompts" if config.prompts else ""))
-    if config.max_prompts and len(kept) > config.max_prompts:
-        left_out["beyond max_prompts"] = len(kept) - config.max_prompts
-        kept = kept[: config.max_prompts]
-    return kept, left_out
-
-
-def _fit(
-    config: DuelConfig, prompts: list[Prompt], formats: dict[str, ChatFormat], models: dict[str, Any], say: Callable[[str], None]
-) -> tuple[SamplingConfig, list[Prompt], dict[str, int]]:  # fmt: skip
-    """Leave out prompts that are too long for a model that answers, and settle one max_new_tokens for both."""
-    if not formats:
-        return config.sampling, prompts, {}
-    rooms = [getattr(m.config.get_text_config(), "max_position_embeddings", None) for m in models.values()]
-    room = min((r for r in rooms if r), default=None)
-    longest = config.max_prompt_length or (room // 2 if room else None)
-    lengths = [max(len(f.encode_prompt(p.messages)) for f in formats.values()) for p in prompts]
-    if longest and room:
-        longest = min(longest, room - 1)
-    kept = [p for p, n in zip(prompts, lengths, strict=True) if longest is None or n <= longest]
-    if len(kept) < len(prompts):
-        say(f"{len(prompts) - len(kept)} of {len(prompts)} prompts over {longest} tokens left out")
-    if not kept:
-        raise UserError(f"prompts: all are longer than {longest} tokens; raise max_prompt_length")
-    limit = config.sampling.max_new_tokens
-    if room:
-        limit = min(limit, room - max(n for n in lengths if longest is None or n <= longest))
-    if limit < config.sampling.max_new_tokens:
-        say(f"the context of {room} tokens leaves {limit} new tokens an answer")
-    sampling = config.sampling.model_copy(update={"max_new_tokens": limit})
-    return sampling, kept, {f"over {longest} tokens": len(prompts) - len(kept)} if len(kept) < len(prompts) else {}
-
-
-def _answer_row(answer: Answer) -> dict[str, Any]:
-    return {
-        "prompt": [dict(m) for m in answer.prompt],
-        "response": answer.response,
-        "finished": answer.finished,
-        "source": answer.source,
-    }
+def _answered_by_all(
+    prompts: list[Prompt], given: dict[str, list[Answer | None]], left_out: dict[str, int]
+) -> tuple[list[Prompt], dict[str, list[Answer]]]:
+    """Prompts that every side answered, and the answers; others are counted in ``left_out``."""
+    complete = [i for i in range(len(prompts)) if all(own[i] is not None for own in given.values())]
+    if len(complete) < len(prompts):
+        left_out["no answer from an endpoint"] = len(prompts) - len(complete)
+    if not complete:
+        raise UserError("no prompt was answered by every side")
+    answers = {letter: [own[i] for i in complete] for letter, own in given.items()}
+    return [prompts[i] for i in complete], answers  # type: ignore[return-value]
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,13 +1,14 @@
 """Several finished duels of the same two sides by different judges, put together: who agrees with whom.
 
-Pairs of answers are matched by their text (prompt and both answers), so it does not matter where a duel's answers came from.
-Where a judge gave no verdict on a pair (an LLM whose reply held none), that pair is missing for it, not a tie.
+Pairs of answers are matched by their text (prompt and both answers), so it does not matter where a duel's answers came from,
+nor which side was called A: sides are those of the first duel, and a win of its B in another duel is a win of B here. Where a
+judge gave no verdict on a pair (an LLM whose reply held none), that pair is missing for it, not a tie.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from pydantic import Field
 
 from ppomax.config import Section
 from ppomax.errors import UserError
-from ppomax.evaluate.agreement import agreement_report
+from ppomax.evaluate.agreement import Floats, agreement_report
+from ppomax.evaluate.categories import label
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import plain
 
+WORDS = {1.0: "win", 0.0: "tie", -1.0: "lose"}
 OUTCOMES = {"win": 1.0, "tie": 0.0, "lose": -1.0}
 Identity = tuple[str, str, str]
 
@@ -31,7 +34,7 @@ class DuelReportConfig(Section):
     duels: list[str] = Field(min_length=2)
     """directories of finished duels"""
     output_dir: str | None = None
-    """folder for agreement.json and agreement.png; null: the table only"""
+    """folder for agreement.json and the figures agreement and win_tie_lose (PNG and SVG); null: the table only"""
     seed: int = 0
     """of the bootstrap over prompts"""
     resamples: int = Field(1000, ge=100)
@@ -46,8 +49,17 @@ class FinishedDuel:
     judge: str
     result: dict[str, Any]
     outcomes: dict[Identity, float]
-    lengths: dict[Identity, tuple[float, float]]
+    categories: dict[Identity, str]
+    """category and language, such as "harmless zh" """
     without_verdict: int
+
+    def outcome(self, identity: Identity) -> float | None:
+        """Of a pair of answers, whichever side they are on here; None where it was not judged."""
+        if identity in self.outcomes:
+            return self.outcomes[identity]
+        prompt, a, b = identity
+        swapped = self.outcomes.get((prompt, b, a))
+        return None if swapped is None else 0.0 - swapped
 
 
 def read_duel(place: str) -> FinishedDuel:
@@ -64,7 +76,7 @@ def read_duel(place: str) -> FinishedDuel:
     if not isinstance(result, dict):
         raise UserError(f"{result_file}: not the result of a duel")
     outcomes: dict[Identity, float] = {}
-    lengths: dict[Identity, tuple[float, float]] = {}
+    categories: dict[Identity, str] = {}
     without = 0
     for number, line in enumerate(lines, 1):
         if not line:
@@ -74,58 +86,73 @@ def read_duel(place: str) -> FinishedDuel:
             a, b = row["response_a"], row["response_b"]
             identity = (json.dumps(row["prompt"], sort_keys=True, ensure_ascii=False), a, b)
             outcome = OUTCOMES[row["outcome"]]
+            categories[identity] = row.get("category") or label(row["prompt"], str(row.get("source", "")), {})
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file}:{number}: not a judgement ({type(error).__name__}: {error}); prompt, response_a, response_b and "
                 "outcome (win, tie, lose) are expected"
             ) from None
-        lengths[identity] = (len(a), len(b))
         if row.get("valid") is False:
             without += 1
         outcomes[identity] = float("nan") if row.get("valid") is False else outcome
     named = result.get("judge") or [folder.name]
     judge = " + ".join(map(str, named)) if isinstance(named, list) else str(named)
-    return FinishedDuel(place, judge, result, outcomes, lengths, without)
+    return FinishedDuel(place, judge, result, outcomes, categories, without)
 
 
 def report_duels(config: DuelReportConfig) -> dict[str, Any]:
     """What agreement.json says: `agreement_report`'s figures, and of each judge its place, what was left out, position."""
     duels = [read_duel(place) for place in config.duels]
-    common = [i for i in duels[0].outcomes if all(i in duel.outcomes for duel in duels[1:])]
+    common = [i for i in duels[0].outcomes if all(duel.outcome(i) is not None for duel in duels[1:])]
     if not common:
         raise UserError(
             "duel report: the duels judge no pair of answers in common (same prompt, same answer of A, same answer of B)"
         )
     names = _names(duels)
     judges = {
-        name: np.array([duel.outcomes[i] for i in common], dtype=np.float64)
+        name: np.array([duel.outcome(i) for i in common], dtype=np.float64)
         for name, duel in zip(names, duels, strict=True)
     }
-    lengths = [duels[0].lengths[i] for i in common]
-    report = agreement_report(
-        judges, [a for a, _ in lengths], [b for _, b in lengths], seed=config.seed, resamples=config.resamples
-    )
+    lengths = [[len(answers[side]) for _, *answers in common] for side in (0, 1)]
+    report = agreement_report(judges, *lengths, seed=config.seed, resamples=config.resamples)
+    by_category = _by_category([duels[0].categories[i] for i in common], judges)
     for name, duel in zip(names, duels, strict=True):
         report["judges"][name] |= {
             "place": duel.place,
             "left_out": len(duel.outcomes) - len(common),
+            "swapped": sum(i not in duel.outcomes for i in common),
             "without_verdict": duel.without_verdict,
             "position": (duel.result.get("llm") or {}).get("position"),
         }
-    report |= {"a": duels[0].result.get("a"), "b": duels[0].result.get("b")}
+    report |= {"a": duels[0].result.get("a"), "b": duels[0].result.get("b"), "by_category": by_category}
     report |= {"seed": config.seed, "resamples": config.resamples}
     report = dict(plain(report))
     if config.output_dir:
+        from ppomax.evaluate.duel_figures import SUFFIXES, draw_judges
         from ppomax.report.agreement_figure import agreement_matrix
 
         folder = Path(config.output_dir).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / "agreement.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-            agreement_matrix(report, folder / "agreement.png")
+            for suffix in SUFFIXES:
+                agreement_matrix(report, folder / f"agreement.{suffix}")
+            draw_judges(report, folder)
         except OSError as error:
             raise UserError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from None
     return report
+
+
+def _by_category(categories: Sequence[str], judges: Mapping[str, Floats]) -> dict[str, dict[str, dict[str, int]]]:
+    """Category -> judge -> win, tie, lose; pairs on which a judge gave no verdict are left out for it."""
+    out: dict[str, dict[str, dict[str, int]]] = {}
+    for category in dict.fromkeys(categories):
+        rows = np.array([c == category for c in categories])
+        out[category] = {
+            name: {word: int((outcomes[rows] == value).sum()) for value, word in WORDS.items()}
+            for name, outcomes in judges.items()
+        }
+    return out
 
 
 def _names(duels: Sequence[FinishedDuel]) -> list[str]:

@@ -57,6 +57,8 @@ def as_judges(value: Any) -> Any:
 
 
 Judges = Annotated[list[JudgeConfig], BeforeValidator(as_judges), Field(min_length=1)]
+Choosers = Annotated[list[RewardSourceConfig], BeforeValidator(as_judges)]
+"""what gives scores: as judges, but no language model"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class SourceScorer:
     """Called with answers, gives one score each; an answer that occurs again is not judged again."""
 
     def __init__(
-        self, judges: Sequence[JudgeConfig], ranks: Ranks, *, chat_template: Any = "model", precision: str = "float32",
+        self, judges: Sequence[RewardSourceConfig], ranks: Ranks, *, chat_template: Any = "model", precision: str = "float32",
         micro_batch_tokens: int = 8192, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         model = next((s.model for s in judges if s.model), None)
@@ -187,5 +189,9 @@ def make_judge(
     check_judges(judges)
     if judges[0].llm is not None:
         return LLMPairJudge(LLMJudge(judges[0].llm, llm, folder, ranks, seed=seed, resamples=resamples))
-    names = [judge.name or judge.model or judge.function or judge.url for judge in judges]
-    return ScoreJudge(SourceScorer(judges, ranks, **loading), names, tie_band, tie_unit)  # type: ignore[arg-type]
+    return ScoreJudge(SourceScorer(judges, ranks, **loading), names_of(judges), tie_band, tie_unit)
+
+
+def names_of(sources: Sequence[RewardSourceConfig]) -> list[str]:
+    """What sources of scores are called in results."""
+    return [str(source.name or source.model or source.function or source.url) for source in sources]

@@ -8,48 +8,44 @@ written nowhere: what the endpoint says is cleaned of it.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from ppomax.config import Section
 from ppomax.errors import UserError
+from ppomax.evaluate.categories import HARMLESS
+from ppomax.train.checkpoint import write_atomic
 
 LONGEST_WAIT = 600.0
 """seconds; an endpoint that asks for a longer pause stops the duel, which can be resumed later"""
 LOCAL_KEY = "none"
 """sent where an address is given and no key: servers of one's own ask for none"""
+GIVE_UP = 3
+"""questions in a row that got no reply: the endpoint is taken to be down"""
 
 
-class LLMConfig(Section):
-    """How an `llm:MODEL` judge is asked. The API key is read from an environment variable and never written down."""
+class EndpointConfig(Section):
+    """How an OpenAI-compatible endpoint is asked. The API key is read from an environment variable and never written down."""
 
     base_url: str | None = None
     """address of the endpoint, such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's own"""
     key_variable: str = "OPENAI_API_KEY"
     """name of the environment variable that holds the key"""
-    rubric: str = "auto"
-    """`helpful`, `harmless`, a file of your own, or `auto`: by the prompt's category"""
-    harmless: str = "(?<![a-z])harm"
-    """auto: prompts whose category (without one: whose source) matches this pattern get the harmless rubric"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """language of the rubric; `auto`: Chinese where Chinese characters outnumber the prompt's other words"""
-    temperature: float | None = Field(0.0, ge=0)
-    """of the judge's replies; null: not sent, for models that refuse the parameter"""
-    max_reply_tokens: int = Field(1024, ge=1)
-    """longest reply, reasoning included"""
     reply_limit_name: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    """what the endpoint calls that limit"""
-    attempts: int = Field(3, ge=1)
-    """how often a question is asked until its reply ends in a verdict; then it counts as invalid: a tie, and reported"""
+    """what the endpoint calls the limit on the tokens of a reply"""
     retries: int = Field(8, ge=0)
     """further requests after a fault (429, 5xx, time-out, broken connection or reply)"""
     first_pause: float = Field(1.0, gt=0)
@@ -64,6 +60,23 @@ class LLMConfig(Section):
     """budget of one start of the command, retries included; a resumed duel has it anew"""
     max_tokens: int | None = Field(None, ge=1)
     """budget of prompt and reply tokens of one start; replies under way may exceed it"""
+
+
+class LLMConfig(EndpointConfig):
+    """How an `llm:MODEL` judge is asked. The API key is read from an environment variable and never written down."""
+
+    rubric: str = "auto"
+    """`helpful`, `harmless`, a file of your own, or `auto`: by the prompt's category"""
+    harmless: str = HARMLESS
+    """auto: prompts whose category (without one: whose source) matches this pattern get the harmless rubric"""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """language of the rubric; `auto`: Chinese where Chinese characters outnumber the prompt's other words"""
+    temperature: float | None = Field(0.0, ge=0)
+    """of the judge's replies; null: not sent, for models that refuse the parameter"""
+    max_reply_tokens: int = Field(1024, ge=1)
+    """longest reply, reasoning included"""
+    attempts: int = Field(3, ge=1)
+    """how often a question is asked until its reply ends in a verdict; then it counts as invalid: a tie, and reported"""
 
 
 @dataclass(frozen=True)
@@ -94,28 +107,35 @@ class Stopped(UserError):
 
 
 class Endpoint:
-    """One model behind one address. ``note(kind, detail, seconds)`` is told of every fault that is tried again."""
+    """One model behind one address. ``note(kind, detail, seconds)`` is told of every fault that is tried again.
 
-    def __init__(self, model: str, config: LLMConfig) -> None:
+    ``section``: the section of ``config`` in the options, ``title``: who asks, both for messages; ``options``: what goes
+    with every request, such as its temperature.
+    """
+
+    def __init__(
+        self, model: str, config: EndpointConfig, *, section: str, title: str, options: Mapping[str, Any]
+    ) -> None:
         address = config.base_url or os.environ.get("OPENAI_BASE_URL")
         if address is not None:
             parts = urlsplit(address)
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise UserError(f"llm.base_url: {address!r} must begin with http:// or https://")
+                raise UserError(f"{section}.base_url: {address!r} must begin with http:// or https://")
             if parts.username or parts.password or parts.query:
                 raise UserError(
-                    f"llm.base_url: an address must hold no key or password; put it in {config.key_variable}"
+                    f"{section}.base_url: an address must hold no key or password; put it in {config.key_variable}"
                 )
         key = os.environ.get(config.key_variable)
         if not key and address is None:
             raise UserError(
-                f"judge llm:{model}: the environment variable {config.key_variable} holds no key; set it, or give --llm.base_url"
+                f"{title}: the environment variable {config.key_variable} holds no key; set it, or give --{section}.base_url"
             )
         try:
             import openai  # noqa: F401
         except ImportError:
-            raise UserError(f"judge llm:{model} needs the openai package: pip install 'ppomax[llm]'") from None
+            raise UserError(f"{title} needs the openai package: pip install 'ppomax[llm]'") from None
         self.model, self.config, self.address = model, config, address
+        self.section, self.title, self.options = section, title, dict(options)
         self.key = key or LOCAL_KEY
         self.requests = self.tokens = 0
         """of this start"""
@@ -150,7 +170,7 @@ class Endpoint:
             pause = min(60.0, self.config.first_pause * 2**attempt) * self._jitter.uniform(0.75, 1.25)
             if wanted is not None:
                 if wanted > LONGEST_WAIT:
-                    raise Stopped(f"judge llm:{self.model}: the endpoint asks for a pause of {wanted:.0f} s ({detail})")
+                    raise Stopped(f"{self.title}: the endpoint asks for a pause of {wanted:.0f} s ({detail})")
                 pause = max(pause, wanted)
             if kind == "429":  # the others would only be refused as well
                 self._hold = max(self._hold, time.monotonic() + pause)
@@ -167,16 +187,13 @@ class Endpoint:
             (self.tokens, self.config.max_tokens, "max_tokens"),
         ):
             if limit is not None and used >= limit:
-                raise Stopped(f"judge llm:{self.model}: the budget of llm.{name} = {limit} is used up")
+                raise Stopped(f"{self.title}: the budget of {self.section}.{name} = {limit} is used up")
         self.requests += 1
         if self.config.requests_a_minute:
             self._next = time.monotonic() + 60 / self.config.requests_a_minute
 
     async def _request(self, client: Any, messages: Sequence[Mapping[str, str]], began: float) -> Reply:
-        options: dict[str, Any] = {self.config.reply_limit_name: self.config.max_reply_tokens}
-        if self.config.temperature is not None:
-            options["temperature"] = self.config.temperature
-        answer = await client.chat.completions.create(model=self.model, messages=list(messages), **options)
+        answer = await client.chat.completions.create(model=self.model, messages=list(messages), **self.options)
         choice = next(iter(getattr(answer, "choices", None) or []), None)
         message = getattr(choice, "message", None)
         if message is None:
@@ -212,11 +229,114 @@ class Endpoint:
                 return kind, detail, retry_after(error.response.headers)
             if status in (400, 413, 422):
                 raise Unanswered("rejected", detail) from None
-            raise UserError(f"judge llm:{self.model}: the endpoint refuses every request: {detail}") from None
+            raise UserError(f"{self.title}: the endpoint refuses every request: {detail}") from None
         if isinstance(error, openai.APIConnectionError):
             return "connection", self.clean(_short(str(error.__cause__ or error))), None
         # a body that is not what the client expects: half a JSON text, a page of HTML, a reply without choices
         return "broken", self.clean(f"{type(error).__name__}: {_short(str(error))}"), None
+
+
+Question = TypeVar("Question")
+
+
+class Crew:
+    """Several workers who put questions to one endpoint. What stops them stops no request under way: its reply is paid for,
+    and kept."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.stopped: UserError | None = None
+
+    def work(
+        self, questions: Sequence[Question], ask: Callable[[Any, Question], Awaitable[None]],
+        unanswered: Callable[[Question, Unanswered], None], step: Callable[[], None],
+    ) -> UserError | None:  # fmt: skip
+        """Put all questions with ``ask(client, question)``; what stopped the work, or None.
+
+        A question that raises Unanswered is handed to ``unanswered``; three in a row without a reply stop the work, and so
+        do three rejected ones where nothing was ever answered.
+        """
+        return _run(self._work(questions, ask, unanswered, step))
+
+    async def _work(
+        self, questions: Sequence[Question], ask: Callable[[Any, Question], Awaitable[None]],
+        unanswered: Callable[[Question, Unanswered], None], step: Callable[[], None],
+    ) -> UserError | None:  # fmt: skip
+        todo = list(reversed(questions))
+        failed_in_a_row = answered = rejected = 0
+        self.stopped = None
+
+        async def worker(client: Any) -> None:
+            nonlocal failed_in_a_row, answered, rejected
+            while todo and self.stopped is None:
+                question = todo.pop()
+                try:
+                    await ask(client, question)
+                except UserError as error:
+                    self.stopped = self.stopped or error
+                except Unanswered as error:
+                    unanswered(question, error)
+                    rejected += error.kind == "rejected"
+                    failed_in_a_row += error.kind == "failed"
+                    if failed_in_a_row >= GIVE_UP or (rejected >= GIVE_UP and not answered):
+                        self.stopped = UserError(
+                            f"{self.endpoint.title}: no reply to {GIVE_UP} questions: {error.detail}"
+                        )
+                    step()
+                else:
+                    failed_in_a_row, answered = 0, answered + 1
+                    step()
+
+        async with self.endpoint.client() as client:
+            workers = min(self.endpoint.config.concurrency, len(questions))
+            await asyncio.gather(*(worker(client) for _ in range(workers)))
+        return self.stopped
+
+
+class ReplyFile:
+    """All that an endpoint ever said, by question. Lines are whole; the half line of a kill is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.by_key: dict[str, list[dict[str, Any]]] = {}
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            try:
+                row = json.loads(line)
+                self.by_key.setdefault(row["key"], []).append(row)
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}:{number}: not a line of an endpoint's replies; remove it to go on") from None
+        if len(whole) < len(content):
+            write_atomic(path, whole.decode("utf-8"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one line at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.by_key.setdefault(row["key"], []).append(row)
+
+    def add_fault(self, key: str, kind: str, detail: str, seconds: float) -> None:
+        """A request that failed and is tried again."""
+        self.add({"key": key, "kind": "fault", "fault": kind, "detail": detail, "seconds": round(seconds, 3)})
+
+
+def content_key(*parts: Any) -> str:
+    """Hash of everything that decides what an endpoint says."""
+    content = json.dumps(list(parts), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _run(work: Coroutine[Any, Any, UserError | None]) -> UserError | None:
+    """`asyncio.run`, also where a loop is already running (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -11,13 +11,9 @@ not asked again, so a killed duel goes on where it stopped, and all counts are t
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,15 +26,13 @@ from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import share
 from ppomax.evaluate.answers import Answer
-from ppomax.evaluate.llm_endpoint import Endpoint, LLMConfig, Reply, Unanswered
-from ppomax.train.checkpoint import write_atomic
+from ppomax.evaluate.categories import prompt_category, prompt_language
+from ppomax.evaluate.llm_endpoint import Crew, Endpoint, LLMConfig, Reply, ReplyFile, Unanswered, content_key
 from ppomax.train.parallel import Ranks
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import plain
 
 RAW_FILE = "judge_raw.jsonl"
-GIVE_UP = 3
-"""questions in a row that got no reply: the endpoint is taken to be down"""
 VERDICT = re.compile(r"[*_`\s]*\[\[([ABC])\]\][*_`.。\s]*")
 REFUSAL = re.compile(
     r"\W*(?:(?:i'm|i am) (?:very |so |really )?sorry|sorry\b|i apologi[sz]e|i (?:can't|can not|cannot|won't|will not|am unable|"
@@ -64,13 +58,6 @@ def parse_verdict(reply: str) -> str | None:
     lines = reply.strip().splitlines()
     found = VERDICT.fullmatch(lines[-1]) if lines else None
     return found.group(1) if found else None
-
-
-def prompt_language(prompt: Sequence[Message]) -> str:
-    """ "zh" where the prompt has more Chinese characters than words of other scripts, else "en"."""
-    text = " ".join(m["content"] for m in prompt)
-    chinese = len(re.findall(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]", text))
-    return "zh" if chinese > len(re.findall(r"[^\W\d_\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+", text)) else "en"
 
 
 @dataclass(frozen=True)
@@ -118,40 +105,15 @@ class Question:
     text: str
 
 
-class RawReplies:
-    """judge_raw.jsonl: all that the endpoint ever said, by question. Lines are whole; the half line of a kill is cut off."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.by_key: dict[str, list[dict[str, Any]]] = {}
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-            try:
-                row = json.loads(line)
-                self.by_key.setdefault(row["key"], []).append(row)
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}:{number}: not a line of a judge's replies; remove it to go on") from None
-        if len(whole) < len(content):
-            write_atomic(path, whole.decode("utf-8"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.by_key.setdefault(row["key"], []).append(row)
-
-    def state(self, key: str, attempts: int) -> str | None:
-        """Where a question stands: "A", "B", "C", "refused", "rejected", "malformed" (as often as may be), "failed" (no
-        reply as yet), or None: not asked to the end."""
-        rows = self.by_key.get(key, [])
-        for row in rows:
-            if row["kind"] == "rejected" or (row["kind"] == "reply" and row["verdict"] != "malformed"):
-                return str(row.get("verdict") or row["kind"])
-        if sum(row["kind"] == "reply" for row in rows) >= attempts:
-            return "malformed"
-        return "failed" if rows and rows[-1]["kind"] == "failed" else None
+def state(rows: Sequence[dict[str, Any]], attempts: int) -> str | None:
+    """Where a question stands: "A", "B", "C", "refused", "rejected", "malformed" (as often as may be), "failed" (no
+    reply as yet), or None: not asked to the end."""
+    for row in rows:
+        if row["kind"] == "rejected" or (row["kind"] == "reply" and row["verdict"] != "malformed"):
+            return str(row.get("verdict") or row["kind"])
+    if sum(row["kind"] == "reply" for row in rows) >= attempts:
+        return "malformed"
+    return "failed" if rows and rows[-1]["kind"] == "failed" else None
 
 
 class LLMJudge:
@@ -162,24 +124,26 @@ class LLMJudge:
     ) -> None:
         self.name, self.model, self.config, self.ranks = f"llm:{model}", model, config, ranks
         self.folder, self.seed, self.resamples = folder, seed, resamples
-        self.endpoint = Endpoint(model, config)
+        options: dict[str, Any] = {config.reply_limit_name: config.max_reply_tokens}
+        if config.temperature is not None:
+            options["temperature"] = config.temperature
+        self.endpoint = Endpoint(model, config, section="llm", title=f"judge {self.name}", options=options)
+        self.crew = Crew(self.endpoint)
         try:
-            self.harmless = re.compile(config.harmless, re.IGNORECASE)
+            re.compile(config.harmless)
         except re.error as error:
             raise UserError(f"llm.harmless: {config.harmless!r} is no pattern: {error}") from None
         languages = ("en", "zh") if config.language == "auto" else (config.language,)
         names = ("helpful", "harmless") if config.rubric == "auto" else (config.rubric,)
         self.rubrics = {(name, language): load_rubric(name, language) for name in names for language in languages}
-        self._raw: RawReplies | None = None
-        self._stop: UserError | None = None
+        self._raw: ReplyFile | None = None
 
     def rubric_for(self, answer: Answer) -> Rubric:
         """By the prompt's category (its `category` column, else its source) and language."""
         language = self.config.language if self.config.language != "auto" else prompt_language(answer.prompt)
         name = self.config.rubric
         if name == "auto":
-            category = str(dict(answer.metadata).get("category") or answer.source)
-            name = "harmless" if self.harmless.search(category) else "helpful"
+            name = prompt_category(answer.source, dict(answer.metadata), self.config.harmless)
         return self.rubrics[name, language]
 
     def questions(self, a: Answer, b: Answer) -> tuple[Question, Question]:
@@ -190,9 +154,7 @@ class LLMJudge:
             text = rubric.fill(a.prompt, first.response, second.response)
             settings = [self.config.temperature, self.config.max_reply_tokens]
             told = [self.model, rubric.text, [dict(m) for m in a.prompt], first.response, second.response, settings]
-            content = json.dumps([*told, order, text], ensure_ascii=False, sort_keys=True)
-            key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-            both.append(Question(key, order, rubric, text))
+            both.append(Question(content_key(*told, order, text), order, rubric, text))
         return both[0], both[1]
 
     def verdicts(self, a: Sequence[Answer], b: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -215,68 +177,47 @@ class LLMJudge:
         return self.ranks.collect(rows)
 
     def _verdict(self, question: Question) -> str:
-        state = self.raw.state(question.key, self.config.attempts)
-        if state in ("A", "B"):
-            return question.order["AB".index(state)]
-        return "tie" if state == "C" else str(state)
+        stands = self._state(question)
+        if stands in ("A", "B"):
+            return question.order["AB".index(stands)]
+        return "tie" if stands == "C" else str(stands)
 
     @property
-    def raw(self) -> RawReplies:
+    def raw(self) -> ReplyFile:
         if self._raw is None:
-            self._raw = RawReplies(self.folder / RAW_FILE)
+            self._raw = ReplyFile(self.folder / RAW_FILE)
         return self._raw
+
+    def _state(self, question: Question) -> str | None:
+        return state(self.raw.by_key.get(question.key, []), self.config.attempts)
 
     # ------------------------------------------------------------------------------------- asking
 
     def _ask(self, questions: Sequence[Question]) -> None:
-        open_ = [q for q in questions if self.raw.state(q.key, self.config.attempts) in OPEN]
+        open_ = [q for q in questions if self._state(q) in OPEN]
         if not open_:
             return
+
+        def unanswered(question: Question, error: Unanswered) -> None:
+            self.raw.add({"key": question.key, "kind": error.kind, "detail": error.detail})
+
         with ProgressLine("judge", len(questions), done=len(questions) - len(open_)) as bar:
-            stopped = _run(self._ask_all(open_, bar))
+            stopped = self.crew.work(
+                open_, self._ask_one, unanswered, lambda: bar.step(tokens=self.endpoint.tokens)
+            )  # fmt: skip
         if stopped is not None:
-            left = sum(self.raw.state(q.key, self.config.attempts) in OPEN for q in questions)
+            left = sum(self._state(q) in OPEN for q in questions)
             raise UserError(
                 f"{stopped}; {len(questions) - left} of {len(questions)} questions are answered and kept: --resume goes on"
             )
-
-    async def _ask_all(self, questions: Sequence[Question], bar: ProgressLine) -> UserError | None:
-        """Ask with several workers. What stops the duel stops no request under way: its reply is paid for, and kept."""
-        todo = list(reversed(questions))
-        failed_in_a_row = answered = rejected = 0
-        self._stop = None
-
-        async def worker(client: Any) -> None:
-            nonlocal failed_in_a_row, answered, rejected
-            while todo and self._stop is None:
-                question = todo.pop()
-                try:
-                    await self._ask_one(client, question)
-                except UserError as error:
-                    self._stop = self._stop or error
-                except Unanswered as error:
-                    self.raw.add({"key": question.key, "kind": error.kind, "detail": error.detail})
-                    rejected += error.kind == "rejected"
-                    failed_in_a_row += error.kind == "failed"
-                    if failed_in_a_row >= GIVE_UP or (rejected >= GIVE_UP and not answered):
-                        self._stop = UserError(f"judge {self.name}: no reply to {GIVE_UP} questions: {error.detail}")
-                    bar.step()
-                else:
-                    failed_in_a_row, answered = 0, answered + 1
-                    bar.step(tokens=self.endpoint.tokens)
-
-        async with self.endpoint.client() as client:
-            await asyncio.gather(*(worker(client) for _ in range(min(self.config.concurrency, len(questions)))))
-        return self._stop
 
     async def _ask_one(self, client: Any, question: Question) -> None:
         """Ask until the question is settled, or the duel is stopped."""
 
         def note(kind: str, detail: str, seconds: float) -> None:
-            fault = {"key": question.key, "kind": "fault", "fault": kind, "detail": detail}
-            self.raw.add({**fault, "seconds": round(seconds, 3)})
+            self.raw.add_fault(question.key, kind, detail, seconds)
 
-        while self._stop is None and self.raw.state(question.key, self.config.attempts) in OPEN:
+        while self.crew.stopped is None and self._state(question) in OPEN:
             messages = [{"role": "user", "content": question.text}]
             replies = [row for row in self.raw.by_key.get(question.key, []) if row["kind"] == "reply"]
             if replies and replies[-1]["reply"].strip():
@@ -352,13 +293,3 @@ def position_bias(verdicts: Sequence[dict[str, Any]], *, seed: int = 0, resample
         "first_when_flipped": interval(first == 2, flipped),
         "preferred_first": interval(first, decided),
     }
-
-
-def _run(work: Coroutine[Any, Any, UserError | None]) -> UserError | None:
-    """`asyncio.run`, also where a loop is already running (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()

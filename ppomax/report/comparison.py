@@ -190,7 +190,7 @@ def dialogues(root: Path, rows: Sequence[Compared]) -> list[dict[str, Any]]:
         row = next((row for row in of_it if row["response_a"] != row["response_b"]), of_it[0])
         key = json.dumps(row["prompt"])
         found = [(run.title, table[key]) for run, table in zip(runs, same, strict=True) if key in table]
-        answers = [{"title": start.title, "text": row["response_b"], "score": row["score_b"]}]
-        answers += [{"title": title, "text": r["response_a"], "score": r["score_a"]} for title, r in found]
+        answers = [{"title": start.title, "text": row["response_b"], "score": row.get("score_b")}]
+        answers += [{"title": title, "text": r["response_a"], "score": r.get("score_a")} for title, r in found]
         out.append({"category": aspect, "turns": row["prompt"], "answers": answers})
     return out

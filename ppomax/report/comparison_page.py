@@ -39,7 +39,8 @@ TEMPLATE = HTML.from_string(
 {% for d in dialogues %}<h3>{{ d.category }}</h3>
 <table>{% for turn in d.turns %}<tr><th class="who">{{ turn.role }}</th><td>{{ turn.content }}</td></tr>
 {% endfor %}
-{% for a in d.answers %}<tr><th class="who">{{ a.title }}</th><td>{{ a.text }} <small>({{ "%.2f" | format(a.score) }})</small></td></tr>
+{% for a in d.answers %}<tr><th class="who">{{ a.title }}</th><td>{{ a.text }}
+{%- if a.score is not none %} <small>({{ "%.2f" | format(a.score) }})</small>{% endif %}</td></tr>
 {% endfor %}</table>
 {% endfor %}
 <p>A page for each run:{% for row in rows[1:] %} <a href="{{ row.name }}/report.html">{{ row.title }}</a>{% endfor %}</p>

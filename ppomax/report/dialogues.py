@@ -42,7 +42,10 @@ def dialogue_section(judgements: Sequence[Row], *, a: str, b: str, count: int, u
         "written to provoke offence, are judged above but not shown. Long texts are cut ([…]).",
     ]
     for i, row in enumerate(rows, 1):
-        heads = [f"{b}, score {row['score_b']:.2f}", f"{a}, score {row['score_a']:.2f}"]
+        heads = [
+            name if row.get(f"score_{side}") is None else f"{name}, score {row[f'score_{side}']:.2f}"
+            for name, side in ((b, "b"), (a, "a"))  # a judge that compares gives no scores
+        ]
         out.append(f"**{i}.** {conversation(row['prompt'])}  \n*{row['source']}; {words[row['outcome']]}*")
         out.append(table(heads, [[verbatim(row["response_b"]), verbatim(row["response_a"])]]))
     return out

@@ -233,7 +233,11 @@ def duel_section(p: Pipeline, figures: Path, harmless: str) -> list[str]:
             f"{titles[duel.name]}, one answer a prompt from either side (top-p {sampling['top_p']:g}, temperature "
             f"{sampling['temperature']:g}, repetition penalty {sampling['repetition_penalty']:g}, at most "
             f"{(result.get('sampled') or sampling)['max_new_tokens']} tokens), judge `{', '.join(map(str, result['judge']))}`; "
-            f"a difference of scores up to {number(result['tie_band'])} is a tie.",
+            + (
+                "it compares, and names ties itself."
+                if result["tie_band"] is None
+                else f"a difference of scores up to {number(result['tie_band'])} is a tie."
+            ),
             table(["", *DUEL_HEAD], duel_rows([*by_kind(duel, harmless).items(), ("**all**", result["overall"])])),
             "By source of the prompts:",
             table(["", *DUEL_HEAD], duel_rows(list(result["by_source"].items()))),

@@ -1,4 +1,4 @@
-"""A real HTTP endpoint that judges as it is told to: planted accuracy, position bias, replies and faults."""
+"""A real HTTP endpoint that judges (or answers) as it is told to: planted accuracy, position bias, replies and faults."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from ppomax.evaluate.answers import Answer
+from ppomax.evaluate.llm_endpoint import LLMConfig
+from ppomax.evaluate.llm_judge import LLMJudge
+from ppomax.train.parallel import Ranks
 
 PARTS = {
     "en": r"=== Answer A ===\n(.*)\n=== Answer B ===\n(.*)\n=== End ===",
     "zh": r"=== 回答 A ===\n(.*)\n=== 回答 B ===\n(.*)\n=== 结束 ===",
 }
+SECRET = "sk-planted-secret-1234567890"
 Plan = Callable[[str, str, int], str | None]
 
 
@@ -90,8 +97,8 @@ class JudgeServer:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         text = body["messages"][0]["content"]
-        found = next(m for m in (re.search(p, text, re.DOTALL) for p in PARTS.values()) if m)
-        first, second = found.groups()
+        found = next((m for m in (re.search(p, text, re.DOTALL) for p in PARTS.values()) if m), None)
+        first, second = found.groups() if found else (text, "")  # no rubric: a question that is to be answered
         with self._lock:
             times = self.asked[first, second]
             self.asked[first, second] += 1
@@ -100,17 +107,19 @@ class JudgeServer:
         what = self.plan(first, second, times)
         self.times.append((time.monotonic(), what or "reply"))
         time.sleep(self.pause)
-        reply = f"One is better than the other.\n\n[[{self.verdict(first, second)}]]"
+        reply = f"One is better than the other.\n\n[[{self.verdict(first, second)}]]" if found else f"good {text}"
         message: dict[str, Any] = {"role": "assistant", "content": reply}
         reason = "stop"
         if what is None:
-            self.given[first, second] = self.verdict(first, second)
+            self.given[first, second] = self.verdict(first, second) if found else reply
         elif what == "malformed":
             message["content"] = "Answer [[A]] is better, I would say."
         elif what == "empty":
             message["content"] = None
         elif what == "refusal":
             message["content"] = "I'm sorry, but I can't judge these answers."
+        elif what == "long":
+            reason = "length"
         elif what == "filter":
             reason, message["content"] = "content_filter", ""
         elif what == "429":
@@ -158,3 +167,29 @@ class JudgeServer:
             handler.wfile.flush()
             if drip:
                 time.sleep(self.slow / len(pieces))
+
+
+def pairs(count: int, better: float = 1.0) -> tuple[list[Answer], list[Answer]]:
+    """A is good in a share ``better`` of the prompts, B in the others."""
+    sides: tuple[list[Answer], list[Answer]] = ([], [])
+    for i in range(count):
+        words = ("good", "bad") if chance("better", i) < better else ("bad", "good")
+        for side, word in zip(sides, words, strict=True):
+            side.append(Answer(({"role": "user", "content": f"question {i}"},), f"{word} {i}", source="test"))
+    return sides
+
+
+def make(folder: Path, server: Any, **fields: Any) -> LLMJudge:
+    """A judge that asks the server and keeps its replies in the folder."""
+    values = {"base_url": server.url, "first_pause": 0.02, "concurrency": 8, **fields}
+    return LLMJudge("planted", LLMConfig(**values), folder, Ranks(), resamples=400)
+
+
+def raw(folder: Path) -> list[dict[str, Any]]:
+    """The lines of judge_raw.jsonl."""
+    return [json.loads(line) for line in (folder / "judge_raw.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def number(answer: str) -> int:
+    """The number at the end of an answer or a question."""
+    return int(answer.split()[-1])

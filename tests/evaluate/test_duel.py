@@ -14,7 +14,8 @@ from ppomax.cli import main
 from ppomax.data.chat import ChatFormat
 from ppomax.errors import UserError
 from ppomax.evaluate import answers as answers_module
-from ppomax.evaluate.duel import DuelConfig, duel_over_training, run_duel
+from ppomax.evaluate.duel import DuelConfig, run_duel
+from ppomax.evaluate.duel_tally import duel_over_training
 from ppomax.models.fresh import new_model
 from ppomax.options import from_mapping
 

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from ppomax.config import PPOConfig, RewardConfig, SFTConfig
 from ppomax.evaluate.answers import Answer
-from ppomax.evaluate.duel import DuelConfig, compare, duel_over_training
+from ppomax.evaluate.duel import DuelConfig
+from ppomax.evaluate.duel_tally import compare, duel_over_training
 from ppomax.evaluate.reward_model import evaluate_pairs
 from ppomax.options import dump_yaml, from_mapping
 from ppomax.report.dialogues import every_kth
