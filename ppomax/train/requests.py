@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import weakref
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,7 @@ def is_running(run: Path) -> bool | None:
         return None
     try:
         with (run / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run shares it, so this is refused while one lives
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while a run lives; others may look as well
             return False
     except BlockingIOError:
         return True
@@ -133,13 +134,22 @@ class Requests:
 
 
 def _lock(run: Path) -> int | None:
-    """Handle of the locked file; None where there are no locks (the run then counts as alive while it writes)."""
+    """Handle of the locked file; None where there are no locks, or another process holds it (and is shown as the run)."""
     if sys.platform == "win32":
         return None
     handle = None
     try:
         handle = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_SH)
+        for last in [False] * 50 + [True]:  # somebody may be looking just now
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    print(f"warning: {run}: another process seems to work on this run", file=sys.stderr, flush=True)
+                    os.close(handle)
+                    return None
+                time.sleep(0.02)
         os.ftruncate(handle, 0)
         return handle
     except OSError:

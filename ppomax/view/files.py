@@ -11,6 +11,7 @@ import json
 import math
 import os
 import threading
+import time
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +97,9 @@ class Columns:
             return {name: column.tolist() for name, column in shown.items()}, self._sample is not None
 
     def _read_all(self) -> None:
+        time.sleep(0.3)  # whoever waits for the sample comes first
         while True:
+            time.sleep(0.005)  # and whoever looks meanwhile
             with self._lock:
                 if not self._advance():
                     self._sample = self._reader = None

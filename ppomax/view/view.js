@@ -86,7 +86,7 @@ function listPage() {
   const none = el("p", { hidden: "" }, "No runs here yet: a run shows as soon as it has written its config.yaml.");
   const body = el("tbody");
   const row = el("tr");
-  const table = el("table", { hidden: "" }, el("caption", {}, "Runs below this folder, the latest first"), el("thead", {}, row), body);
+  const table = el("table", { hidden: "", role: "table" }, el("caption", {}, "Runs below this folder, the latest first"), el("thead", {}, row), body);
   main.append(none, table);
   const rows = new Map();
   let heads = "";
@@ -110,8 +110,9 @@ function listPage() {
     runs.forEach((run, place) => {
       if (!rows.has(run.key)) {
         const link = el("a", { href: `/run/${run.key}` }, run.name);
-        rows.set(run.key, el("tr", {}, el("th", { scope: "row" }, link, " ", el("small", {}, run.kind))));
-        for (let i = 0; i < shown.length + 4; i++) rows.get(run.key).append(el("td"));
+        // roles by name: on a phone the style takes the rows' own ones away
+        rows.set(run.key, el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, link, " ", el("small", {}, run.kind))));
+        for (let i = 0; i < shown.length + 4; i++) rows.get(run.key).append(el("td", { role: "cell" }));
       }
       const line = rows.get(run.key);
       const cells = [...line.children].slice(1);

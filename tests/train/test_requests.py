@@ -16,7 +16,7 @@ import pytest
 
 from ppomax.errors import UserError
 from ppomax.train.checkpoint import list_checkpoints, step_of
-from ppomax.train.requests import FILE, LOCK, StopRequested, ask, asked, ending, is_running
+from ppomax.train.requests import FILE, LOCK, StopRequested, _lock, ask, asked, ending, is_running
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_tools import begin, differing, end, forget_to_sync, start_script
@@ -158,6 +158,19 @@ def test_the_lock_tells_living_ended_and_killed(tmp_path: Path) -> None:
 
     assert end(begin(killed, tmp_path / "log")) == -signal.SIGKILL
     assert is_running(tmp_path / "killed") is False and ending(tmp_path / "killed") == ""
+
+
+def test_a_second_process_on_the_same_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, warned = tmp_path / "run", []
+
+    def reward(prompts: list[Any], responses: list[str]) -> list[float]:
+        if not warned:
+            warned.append(_lock(path))
+        return byte_sum(prompts, responses)
+
+    run(path, {**CHANGES, "iterations": 1}, reward=reward)
+    assert warned == [None] and "another process seems to work on this run" in capsys.readouterr().err
+    assert is_running(path) is None
 
 
 def test_only_known_requests(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_run_with_a_lock(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     age(run, 1e6)
     with (run / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         assert state(run) == ("running", "") and summary(only(run))["obeys"]
         finish(run)
         assert state(run) == ("running", ""), "one that was finished, and goes on for longer"
@@ -114,7 +114,7 @@ def test_what_a_page_shows(tmp_path: Path) -> None:
     (run / LOCK).touch()
     ask(run, "stop")
     with (run / LOCK).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         assert live.look()["head"]["asked"] == ["stop"]
     shutil.rmtree(run)
     gone = live.look()

@@ -64,7 +64,7 @@ def test_requests_to_a_run(tmp_path: Path) -> None:
         path = f"/api/run/{key}"
         assert client.post(f"{path}/stop") == 409, "it does not hold a lock"
         with (run / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             for headers in (
                 {"X-Request-Token": ""}, {"X-Request-Token": server.token}, {"Origin": "http://evil.example"},
                 {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
@@ -91,7 +91,7 @@ def test_requests_to_a_run(tmp_path: Path) -> None:
 def test_a_run_that_cannot_be_asked(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with serving(tmp_path) as (_, client), (run / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         key = key_of(client.enter())
         run.chmod(0o500)
         assert client.post(f"/api/run/{key}/stop") == 409
