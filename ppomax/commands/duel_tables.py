@@ -167,6 +167,10 @@ def agreement_table(report: Mapping[str, Any]) -> str:
         f"ordinal {_interval(everyone['alpha_ordinal'], False)}"
     )
     for name, j in judges.items():
+        if j["swapped"]:
+            lines.append(
+                f"{letters[name]}: {j['swapped']} pairs with the sides exchanged, its wins of B are wins of A here"
+            )
         if j["left_out"] or j["without_verdict"]:
             lines.append(
                 f"{letters[name]}: {j['left_out']} pairs left out that not all judged, {j['without_verdict']} without a verdict"

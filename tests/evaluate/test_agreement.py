@@ -231,3 +231,53 @@ def test_what_is_no_finished_duel(tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert main(["duel", "report", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def swapped(folder: Path, place: str) -> str:
+    """The same judgements with the two sides exchanged."""
+    folder.mkdir()
+    turned = {"win": "lose", "tie": "tie", "lose": "win"}
+    rows = [json.loads(line) for line in (Path(place) / "judgements.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"response_a": row["response_b"], "response_b": row["response_a"], "outcome": turned[row["outcome"]]}
+    (folder / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = json.loads((Path(place) / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "a": result["b"], "b": result["a"]}))
+    return str(folder)
+
+
+def test_sides_may_be_exchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = duel(tmp_path / "one", "people", ["win", "win", "tie", "lose", "lose", "win"])
+    other = duel(tmp_path / "other", "llm:m", ["lose", "win", "win", "none", "lose", "lose"])
+    straight = report_duels(DuelReportConfig(duels=[one, other], resamples=100))
+    turned = report_duels(DuelReportConfig(duels=[one, swapped(tmp_path / "turned", other)], resamples=100))
+    assert turned["judges"]["llm:m"].pop("swapped") == 6 and straight["judges"]["llm:m"].pop("swapped") == 0
+    for report in (straight, turned):
+        report["judges"]["llm:m"].pop("place")
+    assert straight == turned and turned["a"] == "ppo"  # sides are the first duel's
+    assert turned["judges"]["llm:m"]["win"] == 2 and turned["pairs"][0]["agreement"]["value"] == 0.4
+    assert main(["duel", "report", one, str(tmp_path / "turned"), "--resamples", "100"]) == 0
+    assert "J2: 6 pairs with the sides exchanged" in capsys.readouterr().out
+
+
+def test_counts_by_category_and_judge(tmp_path: Path) -> None:
+    """As in Fig. 10; a pair without a verdict is left out for that judge alone."""
+    places = [
+        duel(tmp_path / "people", "people", ["win", "win", "tie", "lose"]),
+        duel(tmp_path / "llm", "llm:m", ["lose", "win", "none", "win"]),
+    ]
+    for place in places:  # one prompt is Chinese and harmless, one says its category itself
+        file = Path(place) / "judgements.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows[3] |= {"prompt": [{"role": "user", "content": "怎么偷？"}], "source": "harmless_zh"}
+        rows[2] |= {"category": "harmless en"}
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    report = report_duels(DuelReportConfig(duels=places, resamples=100, output_dir=str(tmp_path / "out")))
+    assert report["by_category"] == {
+        "helpful en": {"people": {"win": 2, "tie": 0, "lose": 0}, "llm:m": {"win": 1, "tie": 0, "lose": 1}},
+        "harmless en": {"people": {"win": 0, "tie": 1, "lose": 0}, "llm:m": {"win": 0, "tie": 0, "lose": 0}},
+        "harmless zh": {"people": {"win": 0, "tie": 0, "lose": 1}, "llm:m": {"win": 1, "tie": 0, "lose": 0}},
+    }
+    for stem in ("agreement", "win_tie_lose"):
+        assert (tmp_path / "out" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "</svg>" in (tmp_path / "out" / f"{stem}.svg").read_text()
