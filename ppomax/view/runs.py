@@ -26,6 +26,7 @@ WITHIN = {"checkpoints", "final", "best", "judge", "figures", "__pycache__"}
 """folders that hold no runs"""
 DEEPEST = 8
 MOST_RUNS = 1000
+"""more are not looked for, and the list says so"""
 FILES = (
     "config.yaml",
     "metrics.jsonl",

@@ -31,7 +31,7 @@ from ppomax.errors import UserError
 from ppomax.report.text import visible
 from ppomax.train.requests import REQUESTS, ask
 from ppomax.view.live import LiveRun
-from ppomax.view.runs import Run, find_runs, summary
+from ppomax.view.runs import MOST_RUNS, Run, find_runs, summary
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'none'; "
@@ -183,7 +183,8 @@ class Handler(BaseHTTPRequestHandler):
         if address.path == "/" or re.fullmatch(r"/run/[0-9a-f]+", address.path):
             self._send(200, self._page(visible(str(self.server.root)), NEEDS, SCRIPT))
         elif address.path == "/api/runs":
-            self._json({"now": time.time(), "runs": [summary(run) for run in self.server.runs().values()]})
+            runs = [summary(run) for run in self.server.runs().values()]
+            self._json({"now": time.time(), "runs": runs, "more": len(runs) == MOST_RUNS})
         elif found := re.fullmatch(r"/api/run/([0-9a-f]+)", address.path):
             shown = self.server.look(found[1])
             same = given.get("version", [""])[0] == shown["version"]

@@ -86,7 +86,8 @@ function listPage() {
   const none = el("p", { hidden: "" }, "No runs here yet: a run shows as soon as it has written its config.yaml.");
   const body = el("tbody");
   const row = el("tr");
-  const table = el("table", { hidden: "", role: "table" }, el("caption", {}, "Runs below this folder, the latest first"), el("thead", {}, row), body);
+  const caption = el("caption");
+  const table = el("table", { hidden: "", role: "table" }, caption, el("thead", {}, row), body);
   main.append(none, table);
   const rows = new Map();
   let heads = "";
@@ -98,6 +99,7 @@ function listPage() {
     const shown = COLUMNS.filter((name) => runs.some((run) => name in run.numbers));
     if (runs.some((run) => others(run).length)) shown.push("other");
     none.hidden = runs.length > 0;
+    say(caption, `Runs below this folder, the latest first${found.more ? `: only the ${runs.length} found first` : ""}`);
     table.hidden = runs.length === 0;
     if (heads !== shown.join()) {
       heads = shown.join();

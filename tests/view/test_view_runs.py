@@ -56,6 +56,13 @@ def test_runs_below_a_folder(tmp_path: Path) -> None:
     assert find_runs(tmp_path / "nowhere") == []
 
 
+def test_too_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MOST_RUNS", 2)
+    for i in range(3):
+        make_run(tmp_path / f"run{i}", "sft", iterations=1)
+    assert len(find_runs(tmp_path)) == 2
+
+
 def test_a_run_with_a_lock(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     age(run, 1e6)
