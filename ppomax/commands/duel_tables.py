@@ -9,12 +9,14 @@ from ppomax.evaluate.duel_tally import UNIT
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for a terminal: a line for each source of prompts, and one for all."""
-    names = [*result["by_source"], "all"]
+    """The result for a terminal: a line for each source of prompts, for each category where there are several, for all."""
+    kinds = result.get("by_category", {})
+    rows = [*result["by_source"].items(), *(kinds.items() if len(kinds) > 1 else ()), ("all", result["overall"])]
+    names = [name for name, _ in rows]
     width = max(map(len, names))
     head = f"{'':{width}}  prompts   win   tie  lose  win rate (95%)         length-controlled      sign test"
     lines = [f"A = {result['a']}", f"B = {result['b']}", f"judge = {', '.join(map(str, result['judge']))}", "", head]
-    for name, part in [*result["by_source"].items(), ("all", result["overall"])]:
+    for name, part in rows:
         plain, controlled = part["win_rate"], part["length_controlled"]
         rates = "  ".join(f"{r['value']:6.1%} [{r['low']:.1%}, {r['high']:.1%}]".ljust(21) for r in (plain, controlled))
         lines.append(
@@ -87,7 +89,10 @@ def ratings_table(result: Mapping[str, Any]) -> str:
             _interval(part["win_rate"]), _interval(part["length_controlled"]), f"{fitted['predicted']:.1%}",
             f"p = {part['sign_test_p']:.2g}",
         ))  # fmt: skip
-    lines += [*_columns(rows), "", f"{rated['model']}; intervals: bootstrap over prompts"]
+    strongest = result["against_strongest"]
+    losses = ", ".join(f"{letter.upper()} {_interval(parts['all'])}" for letter, parts in strongest["loses"].items())
+    lines += [*_columns(rows), "", f"loses to the strongest by rating, {strongest['opponent'].upper()}: {losses}"]
+    lines += [f"{rated['model']}; intervals: bootstrap over prompts"]
     if not rated["finite"]:
         lines.append(
             "a system (or a group of them) won every comparison with the others: only the prior keeps its rating finite"

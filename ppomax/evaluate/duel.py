@@ -18,11 +18,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from ppomax.config import (
@@ -34,6 +35,7 @@ from ppomax.config import (
 from ppomax.data.records import Prompt
 from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
+from ppomax.evaluate.agreement import share
 from ppomax.evaluate.answers import Answer, Sampled, prompt_key, read_samples
 from ppomax.evaluate.categories import label
 from ppomax.evaluate.duel_tally import duel_over_training, tally
@@ -202,11 +204,28 @@ def _ratings(
         return found
 
     kinds = {name: [i for i, c in enumerate(categories) if c == name] for name in dict.fromkeys(categories)}
+    overall = rated(range(len(categories)))
+    values = [overall["ratings"][side.letter]["value"] for side in named]
+    strongest = values.index(max(values))
+    lost: dict[int, Any] = {}
+    for i, j in outcomes:
+        if strongest in (i, j):
+            lost[j if i == strongest else i] = outcomes[i, j] == (1 if i == strongest else -1)
     return {
         "systems": {side.letter: side.title for side in named},
         "pairs": pairs,
-        "ratings": rated(range(len(categories))),
+        "ratings": overall,
         "ratings_by_category": {name: rated(rows) for name, rows in kinds.items()},
+        "against_strongest": {  # Fig. 11 of the paper
+            "opponent": named[strongest].letter,
+            "loses": {
+                named[i].letter: {
+                    name: asdict(share(lost[i][rows], np.ones(len(rows)), seed=config.seed, resamples=config.resamples))
+                    for name, rows in [*kinds.items(), ("all", list(range(len(categories))))]
+                }
+                for i in sorted(lost)
+            },
+        },
     }
 
 

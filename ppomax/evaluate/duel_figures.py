@@ -73,8 +73,7 @@ def draw_duel(result: Mapping[str, Any], folder: Path) -> None:
     )  # fmt: skip
     if "ratings" not in result:
         return
-    ratings = result["ratings"]["ratings"]
-    strongest = max(ratings, key=lambda letter: ratings[letter]["value"])
+    strongest = result["against_strongest"]["opponent"]
     against = {
         letter: counts for letter in result["systems"] if (counts := against_one(result["pairs"], letter, strongest))
     }

@@ -95,6 +95,11 @@ def test_three_systems_by_hand(tmp_path: Path) -> None:
     for letter, number in (("a", 5.5), ("b", 2.5), ("c", 7.0)):
         expected = sum(5 / (1 + math.exp(values[o] - values[letter])) for o in values if o != letter)
         assert number - expected == pytest.approx(0.01 * values[letter], abs=1e-8)
+    strongest = result["against_strongest"]
+    assert strongest["opponent"] == "c" and set(strongest["loses"]) == {"a", "b"}
+    losses = {letter: {k: e["value"] for k, e in parts.items()} for letter, parts in strongest["loses"].items()}
+    assert losses["a"] == {"helpful en": 0.5, "helpful zh": 1, "harmless en": 1, "harmless zh": 0, "all": 0.6}
+    assert losses["b"]["all"] == 0.8
     assert set(result["by_category"]) == {"helpful en", "helpful zh", "harmless en", "harmless zh"}
     assert set(result["ratings_by_category"]) == set(result["by_category"])
     assert result["by_category"]["helpful en"]["prompts"] == 2
@@ -132,6 +137,7 @@ def test_several_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["duel", *files.values(), "--judge", JUDGE, "--output_dir", str(tmp_path / "run"), "--tie_band", "0"]
     assert main([*words, "--resamples", "200", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
+    assert "loses to the strongest by rating, C: A 60.0% [" in out and "harmless zh " in out
     assert "by the ratings" in out and "Bradley-Terry" in out
     table = out[out.index("wins, mean") :].split("\n")
     assert [line.split()[0] for line in table[1:4]] == ["C", "A", "B"]  # the best first
