@@ -17,6 +17,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from tokenizers.decoders import DecodeStream
+
 from ppomax.data.records import Message, PreferencePair
 from ppomax.errors import UserError
 
@@ -142,6 +144,17 @@ class ChatFormat:
         kept = [int(i) for i in ids if int(i) not in self.eos_ids]
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).strip()
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token of a response adds to its text; a character of several tokens comes with the last of them.
+
+        Special tokens add nothing, and neither do those that end a response.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer in Python: token by token
+            return [self.tokenizer.decode([i], skip_special_tokens=True) if i not in self.eos_ids else "" for i in ids]
+        stream = DecodeStream(skip_special_tokens=True)
+        return ["" if i in self.eos_ids else stream.step(backend, int(i)) or "" for i in ids]
 
     # ----------------------------------------------------------------------------------------- rendering
 

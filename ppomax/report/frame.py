@@ -90,6 +90,8 @@ article { border-top: 1px solid #8886; padding: .6rem 0; }
 article p { margin: .2rem 0 .6rem; }
 [hidden] { display: none; }
 .name { font-weight: 600; }
+.more1 { background: #e69f0033; } .more2 { background: #e69f0077; } .more3 { background: #d55e0099; }
+.less1 { background: #56b4e933; } .less2 { background: #56b4e977; } .less3 { background: #0072b299; }
 .alarm { border-left: .4rem solid #8888; padding-left: .6rem; margin: .4rem 0; }
 .alarm.warning { border-color: #e69f00; }
 .alarm.collapse { border-color: #d55e00; }

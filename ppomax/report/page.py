@@ -32,7 +32,9 @@ LISTS = """\
 {% for turn in item.turns %}<p><span class="name">{{ turn.role }}</span> <span class="text" dir="auto">{{ turn.content }}</span></p>
 {% endfor %}
 <div class="grid">{% for answer in item.answers %}<div><span class="name">{{ answer.title }}</span>
-<p class="text" dir="auto">{{ answer.text }}</p><small>{{ answer.numbers }}</small></div>
+<p class="text" dir="auto">{% if answer.shades %}\
+{% for text, shade, about in answer.shades %}{% if shade %}<span class="{{ shade }}" title="{{ about }}">{{ text }}</span>\
+{% else %}{{ text }}{% endif %}{% endfor %}{% else %}{{ answer.text }}{% endif %}</p><small>{{ answer.numbers }}</small></div>
 {% endfor %}</div>
 {% if item.from %}<small>{{ item.from }}</small>
 {% endif %}</article>
@@ -170,8 +172,12 @@ def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: boo
             _ = picture.source  # drawn here, and kept
             bar.step()
     dialogues = ppo_part.dialogues(ppo)
+    about = []
+    if any(answer["shades"] for item in dialogues["shown"] for answer in item["answers"]):
+        about.append(ppo_part.LEGEND)
     if dialogues["left_out"]:
-        dialogues["about"] = f"{dialogues['left_out']} more are in samples.jsonl: the page has room for so much."
+        about.append(f"{dialogues['left_out']} more are in samples.jsonl: the page has room for so much.")
+    dialogues["about"] = " ".join(about)
     kinds = [kind for kind in (ppo, reward) if len(kind) > 1]
     html = TEMPLATE.render(
         title=title, verdicts=said, alarms=alarms[:SHOWN_ALARMS], more_alarms=max(0, len(alarms) - SHOWN_ALARMS),

@@ -39,6 +39,12 @@ SHOWN = (
 )
 LONGEST_TEXT = 3000
 """characters of a turn or an answer on a page"""
+LEGEND = (
+    "Shaded by each token's KL, in three steps (0.25, 1, 3 nats): orange where the policy is likelier to say it than the "
+    "reference is, blue where less likely."
+)
+SHADES = (0.25, 1.0, 3.0)
+"""nats of a token's KL from which on its background is darker"""
 MOST_TEXT = 700_000
 """characters of all dialogues of a page, which must open on a phone"""
 MARKS = " Vertical lines: alarms (dotted: notice, dashed: warning, solid: collapse)."
@@ -233,8 +239,30 @@ def _answer(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {
         "title": when if start or not name else f"{name}, {when}",
         "text": shortened(row["response"], LONGEST_TEXT),
+        "shades": shades(row),
         "numbers": f"reward {_signed(row['score'])}, KL {_signed(row['kl'])} nats, {row['length']} tokens{cut}",
     }
+
+
+def shades(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(text, class, what the class means) of an answer's runs of tokens with a like KL; empty where it was not kept.
+
+    A token's KL is log policy - log reference: above 0 the policy is likelier to say it here than the reference is.
+    """
+    out: list[tuple[str, str, str]] = []
+    room = LONGEST_TEXT
+    for text, kl in zip(row.get("pieces") or (), row.get("token_kl") or (), strict=False):
+        text, room = text[:room], room - len(text)
+        level = sum(abs(kl) >= bound for bound in SHADES) if isinstance(kl, int | float) else 0
+        name = f"{'more' if kl > 0 else 'less'}{level}" if level else ""
+        if out and out[-1][1] == name:
+            out[-1] = (out[-1][0] + text, *out[-1][1:])
+        elif text:
+            about = f"{'+' if kl > 0 else '-'}{SHADES[level - 1]:g} nats or beyond" if level else ""
+            out.append((text, name, about))
+        if room <= 0:
+            return [*out, (" […]", "", "")]
+    return out
 
 
 def _add(answers: list[dict[str, Any]], answer: dict[str, Any]) -> None:

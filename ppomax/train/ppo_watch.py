@@ -44,12 +44,14 @@ def watch(
     if mine:
         completions = engine.generate([p.ids for p in mine], seeds)
         experience, _ = score(setup, config, ranks, mine, completions, critic=False)
-        kl = (experience.logprobs - experience.ref_logprobs).sum(dim=1).tolist()
+        kl = experience.logprobs - experience.ref_logprobs
         for i, (prompt, completion) in enumerate(zip(mine, completions, strict=True)):
             rows.append({
                 "iteration": iteration, "update": update, "prompt": [dict(m) for m in prompt.messages],
                 "response": setup.chat_format.decode(completion.response_ids), "score": experience.scores[i].item(),
-                "kl": kl[i], "length": len(completion.response_ids), "finished": completion.finished,
+                "kl": kl[i].sum().item(), "length": len(completion.response_ids), "finished": completion.finished,
+                "pieces": setup.chat_format.pieces(completion.response_ids),
+                "token_kl": [round(x, 3) for x in kl[i, : len(completion.response_ids)].tolist()],
             })  # fmt: skip
     for row in ranks.collect(rows):
         run.log(row, "samples.jsonl")

@@ -351,3 +351,12 @@ def test_fit_dialogue(length: int, overlong: Any, expected: Any) -> None:
 def test_fit_dialogue_without_bos() -> None:
     assert fit_dialogue([1, 2, 3, 4], [False, False, True, True], 3, "truncate") == ([2, 3, 4], [False, True, True])
     assert fit_dialogue([1, 2], [False, False], 3, "truncate") is None
+
+
+@pytest.mark.parametrize("text", ["today is fine.", "今天 is\nfine: 好吗?", "a\u0301 😀 b", " spaces  twice "])
+def test_pieces_are_the_text_token_by_token(chat: ChatFormat, text: str) -> None:
+    ids = chat.encode_response([{"role": "user", "content": "q"}], text, True)
+    pieces = chat.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces).strip() == chat.decode(ids)
+    assert pieces[-1] == "", "the token that ends the response says nothing"

@@ -123,6 +123,20 @@ def test_dialogues_are_the_first_that_differ(root: Path) -> None:
     )  # none differs: the first
 
 
+def test_a_judge_that_compares_gives_no_scores(root: Path) -> None:
+    for name in ("ppo_max", "vanilla"):
+        file = root / f"duel_{name}" / "judgements.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            del row["score_a"], row["score_b"]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compared = compare_runs(root, ["ppo_max", "vanilla"])
+    found = dialogues(root, compared)
+    assert [a["score"] for d in found for a in d["answers"]] == [None] * 6
+    page = comparison_page("Title", "About", compared, [], found, 0.25)
+    assert "no &amp; never</td>" in page and "None" not in page.split("no &amp; never")[1][:40]
+
+
 def test_table_and_page(root: Path) -> None:
     rows = compare_runs(root, ["ppo_max", "vanilla"])
     cells = dict(table(rows))

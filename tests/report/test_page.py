@@ -17,6 +17,7 @@ from ppomax.config import PPOConfig, RewardConfig
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml, from_mapping
 from ppomax.report.page import ppo_page, report
+from ppomax.report.ppo_part import LONGEST_TEXT, shades
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7 * 7 }} \x00 \u202eabc\u2066 \ud800 你好 "
@@ -228,3 +229,26 @@ def test_mistakes_are_told_in_a_line(
     assert main(["report", *(word.format(runs=tmp_path) for word in words)]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_tokens_are_shaded_by_their_kl(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "run")
+    row = {"iteration": 1, "update": 0, "prompt": [{"role": "user", "content": "q"}], "response": "no", "score": 0.5,
+           "kl": 3.8, "length": 6, "finished": True, "pieces": ["same", "<b>", " more", " far", "", " less"],
+           "token_kl": [0.1, 0.3, 0.9, 3.0, 9.0, -1.5]}  # fmt: skip
+    write(run / "samples.jsonl", [row])
+    page = ppo_page(run)
+    assert (
+        'same<span class="more1" title="+0.25 nats or beyond">&lt;b&gt; more</span>'
+        '<span class="more3" title="+3 nats or beyond"> far</span><span class="less2" title="-1 nats or beyond"> less</span>'
+    ) in page
+    assert "orange where the policy is likelier" in page
+    assert "orange where" not in ppo_page(ppo_run(tmp_path / "old")), "a run that kept no tokens has no legend"
+
+
+def test_shading_keeps_to_the_room_of_an_answer() -> None:
+    row = {"pieces": ["ab"] * LONGEST_TEXT, "token_kl": [0.0, 1.0] * (LONGEST_TEXT // 2)}
+    shown = shades(row)
+    assert sum(len(text) for text, _, _ in shown[:-1]) == LONGEST_TEXT
+    assert shown[-1] == (" […]", "", "")
+    assert shades({"response": "x"}) == []

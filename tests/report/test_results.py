@@ -16,7 +16,7 @@ from ppomax.evaluate.duel import DuelConfig
 from ppomax.evaluate.duel_tally import compare, duel_over_training
 from ppomax.evaluate.reward_model import evaluate_pairs
 from ppomax.options import dump_yaml, from_mapping
-from ppomax.report.dialogues import every_kth
+from ppomax.report.dialogues import dialogue_section, every_kth
 from ppomax.report.markdown import verbatim
 from ppomax.report.results import main
 from ppomax.report.stages import Course, held_out_change, read_lines, read_stage
@@ -252,6 +252,20 @@ def test_every_kth_by_hand() -> None:
     chosen, step, eligible = every_kth(rows, 3, "harmless|red")
     assert ([row["i"] for row in chosen], step, eligible) == ([1, 4, 7], 2, 8)
     assert [row["i"] for row in every_kth(rows, 100, "")[0]] == list(range(12))
+
+
+def test_dialogues_of_a_judge_that_gives_no_scores() -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "response_a": "x",
+        "response_b": "y",
+        "outcome": "win",
+        "source": "s",
+    }
+    told = "\n".join(dialogue_section([row], a="PPO", b="SFT", count=1, unquoted=""))
+    assert "| SFT | PPO |" in told and "score" not in told
+    scored = dialogue_section([{**row, "score_a": 0.5, "score_b": -1.0}], a="PPO", b="SFT", count=1, unquoted="")
+    assert "| SFT, score -1.00 | PPO, score 0.50 |" in "\n".join(scored)
 
 
 def test_verbatim_text_cannot_act() -> None:

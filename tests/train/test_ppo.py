@@ -428,7 +428,8 @@ def test_watched_prompts_are_fixed_and_never_trained_on(tmp_path: Path, monkeypa
     assert len(trained) == 10
     for s in samples:
         assert s["score"] == pytest.approx(byte_sum([None], [s["response"]])[0], rel=1e-6)
-        assert 1 <= s["length"] <= 6
+        assert 1 <= s["length"] <= 6 and len(s["pieces"]) == len(s["token_kl"]) == s["length"]
+        assert sum(s["token_kl"]) == pytest.approx(s["kl"], abs=6e-3), "to 3 digits each"
     assert all(abs(s["kl"]) < 1e-5 for s in samples[:3]) and any(abs(s["kl"]) > 1e-2 for s in samples[-3:])
 
 
