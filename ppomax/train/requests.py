@@ -4,7 +4,7 @@
     RUN/requests/stop         write one and end; `--resume` goes on exactly there
     RUN/requests.jsonl        what was obeyed, and when
     RUN/.running              locked while the run lives, and gone when it has finished; unlocked it says how the run
-                              ended: "stopped" or "failed: ...", or nothing after a kill
+                              ended: "stopped" or "failed: ...", or after a kill still "on HOST"
 
 The loop looks once an iteration. The main rank takes a request by removing its file, so each is obeyed once, and tells
 the others.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import time
 import weakref
@@ -53,13 +54,14 @@ def asked(run: Path) -> list[str]:
 
 
 def is_running(run: Path) -> bool | None:
-    """Whether a run holds its lock; None where there is none: it has finished, or was made without."""
+    """Whether a run holds its lock; None where that cannot be told: there is none, or it was locked on another machine."""
     if sys.platform == "win32":
         return None
     try:
-        with (run / LOCK).open("rb") as file:
+        with (run / LOCK).open(encoding="utf-8", errors="replace") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while a run lives; others may look as well
-            return False
+            told = file.read(LONGEST_ENDING)
+        return False if told and (told == _here() or not told.startswith("on ")) else None
     except BlockingIOError:
         return True
     except OSError:
@@ -70,9 +72,10 @@ def ending(run: Path) -> str:
     """How a run that does not live any more says that it ended, on one line; nothing if it could not say."""
     try:
         with (run / LOCK).open(encoding="utf-8", errors="replace") as file:
-            return file.read(LONGEST_ENDING).strip().split("\n")[0]
+            told = file.read(LONGEST_ENDING).strip().split("\n")[0]
     except OSError:
         return ""
+    return "" if told.startswith("on ") else told
 
 
 class Requests:
@@ -100,7 +103,8 @@ class Requests:
             return
         text = "stopped" if issubclass(kind, KeyboardInterrupt) else f"failed: {kind.__name__}: {error}"
         with contextlib.suppress(OSError):
-            os.write(self._handle, text.encode("utf-8", "replace"))
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, text.encode("utf-8", "replace"), 0)
         os.close(self._handle)
 
     def take(self) -> list[str]:
@@ -133,6 +137,11 @@ class Requests:
         return taken
 
 
+def _here() -> str:
+    """Not every file system tells other machines of a lock."""
+    return f"on {socket.gethostname()}"
+
+
 def _lock(run: Path) -> int | None:
     """Handle of the locked file; None where there are no locks, or another process holds it (and is shown as the run)."""
     if sys.platform == "win32":
@@ -151,6 +160,7 @@ def _lock(run: Path) -> int | None:
                     return None
                 time.sleep(0.02)
         os.ftruncate(handle, 0)
+        os.write(handle, _here().encode())
         return handle
     except OSError:
         if handle is not None:

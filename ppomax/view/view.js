@@ -124,7 +124,7 @@ function listPage() {
       fill(cells[1], "step", run.step === null ? "" : run.planned ? `${run.step + 1} / ${run.planned}` : String(run.step), "number");
       shown.forEach((name, i) => {
         const values = name === "other" ? others(run).map((n) => `${n} ${number(run.numbers[n])}`).join(", ") : name in run.numbers ? number(run.numbers[name]) : "";
-        fill(cells[2 + i], name, values, name === "other" ? "" : "number");
+        fill(cells[2 + i], name, values, name === "other" ? "other" : "number");
       });
       const alarm = run.alarm ? `${run.alarm.level}, iteration ${run.alarm.iteration}` : "";
       fill(cells[2 + shown.length], "last alarm", alarm, "");

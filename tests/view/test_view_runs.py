@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
@@ -68,6 +69,7 @@ def test_a_run_with_a_lock(tmp_path: Path) -> None:
     age(run, 1e6)
     with (run / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"on {socket.gethostname()}")
         assert state(run) == ("running", "") and summary(only(run))["obeys"]
         finish(run)
         assert state(run) == ("running", ""), "one that was finished, and goes on for longer"
@@ -78,6 +80,12 @@ def test_a_run_with_a_lock(tmp_path: Path) -> None:
     assert state(run) == ("dead", "failed: UserError: out of luck")
     (run / LOCK).unlink()
     assert state(run) == ("finished", "")
+    shutil.rmtree(run / "final")
+    (run / LOCK).write_text("on another machine")
+    (run / "metrics.jsonl").touch()
+    assert state(run)[0] == "running", "its lock may not reach this machine, and it writes"
+    age(run, 1e6)
+    assert state(run)[0] == "dead"
 
 
 def test_a_run_without_a_lock_lives_while_it_writes(tmp_path: Path) -> None:

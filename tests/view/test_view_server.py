@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -65,6 +66,7 @@ def test_requests_to_a_run(tmp_path: Path) -> None:
         assert client.post(f"{path}/stop") == 409, "it does not hold a lock"
         with (run / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(f"on {socket.gethostname()}")
             for headers in (
                 {"X-Request-Token": ""}, {"X-Request-Token": server.token}, {"Origin": "http://evil.example"},
                 {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
