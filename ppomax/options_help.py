@@ -101,6 +101,8 @@ def type_name(annotation: Any) -> str:
         return " | ".join(str(part) for part in parts)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(type_name(part) for part in parts)
+    if origin is dict:
+        return "mapping"
     if origin in (list, tuple):
         inner = [type_name(part) for part in parts]
         return f"list of {inner[0]}s".replace("texts", "text") if origin is list else f"[{', '.join(inner)}]"

@@ -152,3 +152,15 @@ def test_a_killed_duel_asks_nothing_twice(tmp_path: Path) -> None:
 
 def read_whole(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
+
+
+def test_of_several_systems_no_pair_of_answers_is_judged_twice(tmp_path: Path) -> None:
+    with JudgeServer() as server:
+        fields = settings(tmp_path, server)
+        copy = tmp_path / "copy.jsonl"
+        copy.write_text((tmp_path / "b.jsonl").read_text())
+        result = duel({**fields, "others": [str(copy)]})
+        assert set(server.asked.values()) == {1} and server.requests == 6 + 2 * 6  # A-C is A-B again, B-C is a tie
+        wins = {letter: rating["win_rate"] for letter, rating in result["ratings"]["ratings"].items()}
+        assert wins == {"a": 1.0, "b": 0.25, "c": 0.25} and not result["ratings"]["finite"]
+        assert [pair["llm"]["questions"] for pair in result["pairs"]] == [12, 12, 0]
