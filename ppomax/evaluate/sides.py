@@ -135,7 +135,8 @@ class Sides:
                     f"{side.place}: {len(without)} of {len(answers)} answers belong to no prompt, first: {shown!r}"
                 )
         if not kept:
-            sides = " and ".join(self.files) if len(self.files) > 1 else next(iter(self.files), "the prompts")
+            *most, last = [*self.files] or ["prompts"]
+            sides = f"{', '.join(most)} and {last}" if most else last
             raise UserError(f"{sides} have no prompt in common" + (" with prompts" if given is not None else ""))
         if limit and len(kept) > limit:
             left_out["beyond max_prompts"] = len(kept) - limit
