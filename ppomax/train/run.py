@@ -29,8 +29,10 @@ from ppomax.watch.trackers import About, Trackers, without_secrets
 MAY_CHANGE = {
     "output_dir", "device", "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens", "trackers",
     "tracker_project", "tracker_name",
-    *(f"llm.{name}" for name in ("concurrency", "requests_a_minute", "max_requests", "max_tokens", "timeout", "retries",
-                                 "first_pause", "base_url", "key_variable")),
+    *(f"{section}.{name}" for section in ("llm", "endpoint") for name in (
+        "concurrency", "requests_a_minute", "max_requests", "max_tokens", "timeout", "retries", "first_pause", "base_url",
+        "key_variable",
+    )),
 }  # fmt: skip
 """fields that a resumed run may set anew"""
 

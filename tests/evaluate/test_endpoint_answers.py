@@ -106,6 +106,7 @@ def test_a_budget_stops_and_nothing_is_asked_twice(tmp_path: Path) -> None:
                 UserError, match=rf"endpoint:big: the budget of endpoint.max_requests = 4 .*; {done} of 10"
             ):
                 duel(fields, resume=done > 4)
+        fields["endpoint"] |= {"max_requests": 100, "concurrency": 3}  # pace and budget may change
         result = duel(fields, resume=True)
         assert result["overall"]["prompts"] == 10 and set(answered(server).values()) == {1}
         total = server.requests
