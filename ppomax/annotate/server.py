@@ -9,34 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
-import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
-from http.cookies import CookieError, SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, urlsplit
 
 from ppomax.annotate.pages import LANGUAGES, Language, asset, done_page, message_page, task_page
 from ppomax.annotate.store import Annotator, Store
-from ppomax.errors import UserError
+from ppomax.local_server import LocalHandler, LocalServer, same_secret
 
 LONGEST_BODY = 64 * 1024
 """bytes: a reason of 2000 characters, percent-encoded, with room"""
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    # not no-referrer: browsers would then send `Origin: null` with the page's own forms
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 ASSETS = {"/page.css": "text/css; charset=utf-8", "/page.js": "text/javascript; charset=utf-8"}
 
 
@@ -48,61 +34,20 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
-def is_loopback(host: str) -> bool:
-    """127.0.0.1, ::1, localhost."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class AnnotationServer(ThreadingHTTPServer):
+class AnnotationServer(LocalServer):
     """Serves one store to its annotators. ``port`` 0: any free one."""
-
-    daemon_threads = True
 
     def __init__(
         self, store: Store, annotators: Sequence[Annotator], *, host: str = "127.0.0.1", port: int = 0,
         language: Language = "en",
     ) -> None:  # fmt: skip
-        self.store, self.host, self.language = store, host, language
+        self.store, self.language = store, language
         self.annotators = {str(annotator.number): annotator for annotator in annotators}
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
-            raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
-
-    def server_bind(self) -> None:
-        """Without http.server's look-up of the machine's full name, which can take seconds."""
-        super(ThreadingHTTPServer, self).server_bind()
-        self.server_name, self.server_port = self.host, self.server_address[1]
-
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
+        super().__init__(Handler, host, port)
 
     def url(self, annotator: Annotator) -> str:
         """The address to be given to this annotator, and to nobody else."""
-        name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
-        name = f"[{name}]" if ":" in name else name
-        return f"http://{name}:{self.port}/{annotator.number}/?token={quote(annotator.token)}"
-
-    def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this server. Any port: a tunnel may end at another one."""
-        try:
-            name = urlsplit(f"//{header}").hostname or ""
-        except ValueError:
-            return False
-        if is_loopback(name):
-            return True
-        if is_loopback(self.host):
-            return False
-        try:
-            ipaddress.ip_address(name)  # an address cannot be pointed elsewhere by its owner
-            return True
-        except ValueError:
-            return name in (self.host.lower(), socket.gethostname().lower())
+        return f"{self.root_url}/{annotator.number}/?token={quote(annotator.token)}"
 
     def csrf(self, annotator: Annotator) -> str:
         """What the forms of this annotator's pages carry: without the token it cannot be made."""
@@ -113,16 +58,11 @@ class AnnotationServer(ThreadingHTTPServer):
         return f"ppomax_{self.port}_{annotator.number}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     """One request."""
 
     server: AnnotationServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "ppomax", ""
-    timeout = 60  # seconds of silence before a connection is closed
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: addresses hold tokens."""
+    policy = POLICY
 
     def do_GET(self) -> None:
         """A page, or one of its files."""
@@ -137,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     def _get(self) -> None:
         address = urlsplit(self.path)
         if address.path in ASSETS:
-            self._send(200, asset(address.path[1:]), ASSETS[address.path])
+            self.send(200, asset(address.path[1:]), ASSETS[address.path])
             return
         found = re.fullmatch(r"/(\d+)/", address.path)
         if found is None:
@@ -145,15 +85,15 @@ class Handler(BaseHTTPRequestHandler):
         given = parse_qs(address.query)
         annotator = self.server.annotators.get(found[1])
         if "token" in given:
-            if annotator is None or not _same(given["token"][0], annotator.token):
+            if annotator is None or not same_secret(given["token"][0], annotator.token):
                 raise Refused(403, "bad_link")
-            self._redirect(f"/{annotator.number}/", f"{self.server.cookie(annotator)}={annotator.token}")
+            self.redirect(f"/{annotator.number}/", f"{self.server.cookie(annotator)}={annotator.token}")
             return
         annotator = self._who(found[1])
         if given.get("language", [""])[0] in LANGUAGES:
-            self._redirect(f"/{annotator.number}/", f"{self._language_cookie()}={given['language'][0]}")
+            self.redirect(f"/{annotator.number}/", f"{self._language_cookie()}={given['language'][0]}")
             return
-        self._send(200, self._page(annotator, given.get("notice", [""])[0]).encode("utf-8", "replace"))
+        self.send(200, self._page(annotator, given.get("notice", [""])[0]).encode("utf-8", "replace"))
 
     def _page(self, annotator: Annotator, notice: str) -> str:
         store, number = self.server.store, annotator.number
@@ -176,12 +116,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "not_found")
         fields = self._form()
         annotator = self._who(found[1])
-        origin = self.headers.get("Origin")
-        if self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin" or (
-            origin is not None and urlsplit(origin).netloc != self.headers["Host"]
-        ):
+        if not self.from_own_page():
             raise Refused(403, "bad_request")
-        if not _same(fields.get("csrf", ""), self.server.csrf(annotator)):
+        if not same_secret(fields.get("csrf", ""), self.server.csrf(annotator)):
             raise Refused(403, "bad_request")
         where = f"/{annotator.number}/"
         try:
@@ -195,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
                 where += "?notice=already" if kept == "already judged" else ""
         except ValueError:
             raise Refused(400, "bad_request") from None
-        self._redirect(where)
+        self.redirect(where)
 
     # ---------------------------------------------------------------------------------------- machinery
 
@@ -213,14 +150,14 @@ class Handler(BaseHTTPRequestHandler):
             number = urlsplit(self.path).path.split("/")[1] if self.path.startswith("/") else ""
             back = f"/{number}/" if refused.message == "bad_request" and number in self.server.annotators else ""
             page = message_page(refused.message, self._language(), back)
-            self._send(refused.status, page.encode())
+            self.send(refused.status, page.encode())
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True  # the browser has gone
 
     def _who(self, number: str) -> Annotator:
         annotator = self.server.annotators.get(number)
-        token = self._cookies().get(self.server.cookie(annotator), "") if annotator else ""
-        if annotator is None or not _same(token, annotator.token):
+        token = self.cookies().get(self.server.cookie(annotator), "") if annotator else ""
+        if annotator is None or not same_secret(token, annotator.token):
             raise Refused(403, "bad_link")
         return annotator
 
@@ -240,42 +177,12 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "bad_request") from None
         return {name: values[0] for name, values in fields.items()}
 
-    def _cookies(self) -> dict[str, str]:
-        try:
-            return {name: morsel.value for name, morsel in SimpleCookie(self.headers.get("Cookie", "")).items()}
-        except CookieError:
-            return {}
-
     def _language_cookie(self) -> str:
         return f"ppomax_{self.server.port}_language"
 
     def _language(self) -> Language:
-        chosen = self._cookies().get(self._language_cookie(), "")
+        chosen = self.cookies().get(self._language_cookie(), "")
         return next((language for language in LANGUAGES if language == chosen), self.server.language)
-
-    def _redirect(self, where: str, cookie: str | None = None) -> None:
-        extra = {"Location": where}
-        if cookie is not None:
-            # Lax, not Strict: an address opened from a mail or chat would not get in. POSTs carry a token of their own.
-            extra["Set-Cookie"] = f"{cookie}; HttpOnly; SameSite=Lax; Path=/"
-        self._send(303, b"", extra=extra)
-
-    def _send(
-        self, status: int, body: bytes, kind: str = "text/html; charset=utf-8", extra: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        headers = {**HEADERS, "Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}
-        if self.close_connection:
-            headers["Connection"] = "close"
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def _same(given: str, secret: str) -> bool:
-    """Comparison in constant time."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
 
 
 def _number(text: str) -> int:

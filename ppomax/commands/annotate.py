@@ -86,7 +86,8 @@ def folder_of(config: AnnotateConfig) -> Path:
 
 def annotate(config: AnnotateConfig) -> None:
     """Serve until Ctrl-C."""
-    from ppomax.annotate.server import AnnotationServer, is_loopback
+    from ppomax.annotate.server import AnnotationServer
+    from ppomax.local_server import is_loopback
 
     if len(set(config.annotators)) < len(config.annotators):
         raise UserError(f"annotators: a name occurs twice in {', '.join(config.annotators)}")

@@ -36,7 +36,7 @@ class ViewConfig(Section):
 
 def view(config: ViewConfig) -> None:
     """Serve until Ctrl-C."""
-    from ppomax.annotate.server import is_loopback
+    from ppomax.local_server import is_loopback
     from ppomax.view.server import ViewServer
 
     root = Path(expand_path(config.folder))

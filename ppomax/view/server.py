@@ -11,23 +11,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import html
-import ipaddress
 import json
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from ppomax.annotate.server import HEADERS, is_loopback
-from ppomax.errors import UserError
+from ppomax.local_server import LocalHandler, LocalServer, same_secret
 from ppomax.report.text import visible
 from ppomax.train.requests import REQUESTS, ask
 from ppomax.view.live import LiveRun
@@ -63,61 +58,28 @@ class Refused(Exception):
         self.status, self.sentence = status, sentence
 
 
-class ViewServer(ThreadingHTTPServer):
+class ViewServer(LocalServer):
     """Serves the runs below ``root``. ``port`` 0: any free one."""
 
-    daemon_threads = True
-
     def __init__(self, root: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.root, self.host = root, host
+        self.root = root
         self.token = secrets.token_urlsafe(24)
         self.request_token = hmac.new(self.token.encode(), b"request", hashlib.sha256).hexdigest()
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
         self._looked = float("-inf")
         self._open: dict[str, tuple[threading.Lock, LiveRun]] = {}
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
-            raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
-
-    def server_bind(self) -> None:
-        """Without http.server's look-up of the machine's full name, which can take seconds."""
-        super(ThreadingHTTPServer, self).server_bind()
-        self.server_name, self.server_port = self.host, self.server_address[1]
-
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
+        super().__init__(Handler, host, port)
 
     @property
     def url(self) -> str:
         """The address to be opened, with the token."""
-        name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
-        name = f"[{name}]" if ":" in name else name
-        return f"http://{name}:{self.port}/?token={quote(self.token)}"
+        return f"{self.root_url}/?token={quote(self.token)}"
 
     @property
     def cookie(self) -> str:
         """Cookies do not know ports."""
         return f"ppomax_view_{self.port}"
-
-    def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this server. Any port: a tunnel may end at another one."""
-        try:
-            name = urlsplit(f"//{header}").hostname or ""
-        except ValueError:
-            return False
-        if is_loopback(name):
-            return True
-        if is_loopback(self.host):
-            return False
-        try:
-            ipaddress.ip_address(name)  # an address cannot be pointed elsewhere by its owner
-            return True
-        except ValueError:
-            return name in (self.host.lower(), socket.gethostname().lower())
 
     def runs(self) -> dict[str, Run]:
         """key -> run, as of a moment ago."""
@@ -147,16 +109,11 @@ class ViewServer(ThreadingHTTPServer):
             return live.look()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     """One request."""
 
     server: ViewServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "ppomax", ""
-    timeout = 60  # seconds of silence before a connection is closed
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: addresses hold the token."""
+    policy = POLICY
 
     def do_GET(self) -> None:
         """A page, one of its files, or numbers."""
@@ -170,18 +127,17 @@ class Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         if address.path in ASSETS:
             asset = files("ppomax.view").joinpath(address.path[1:]).read_bytes()
-            self._send(200, asset, ASSETS[address.path])
+            self.send(200, asset, ASSETS[address.path])
             return
         given = parse_qs(address.query)
         if "token" in given:
-            if not _same(given["token"][0], self.server.token):
+            if not same_secret(given["token"][0], self.server.token):
                 raise Refused(403, "This address is not valid: open the one that `ppomax view` has printed.")
-            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Lax; Path=/"
-            self._send(303, b"", extra={"Location": "/", "Set-Cookie": cookie})
+            self.redirect("/", f"{self.server.cookie}={self.server.token}")
             return
         self._enter()
         if address.path == "/" or re.fullmatch(r"/run/[0-9a-f]+", address.path):
-            self._send(200, self._page(visible(str(self.server.root)), NEEDS, SCRIPT))
+            self.send(200, self._page(visible(str(self.server.root)), NEEDS, SCRIPT))
         elif address.path == "/api/runs":
             runs = [summary(run) for run in self.server.runs().values()]
             self._json({"now": time.time(), "runs": runs, "more": len(runs) == MOST_RUNS})
@@ -193,13 +149,10 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "There is no such page.")
 
     def _post(self) -> None:
-        origin = self.headers.get("Origin")
-        if self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin" or (
-            origin is not None and urlsplit(origin).netloc != self.headers["Host"]
-        ):
+        if not self.from_own_page():
             raise Refused(403, "This request came from another page.")
         self._enter()
-        if not _same(self.headers.get("X-Request-Token", ""), self.server.request_token):
+        if not same_secret(self.headers.get("X-Request-Token", ""), self.server.request_token):
             raise Refused(403, "This request does not hold the page's token: reload the page.")
         found = re.fullmatch(r"/api/run/([0-9a-f]+)/(\w+)", self.path)
         if found is None or found[2] not in REQUESTS:
@@ -230,17 +183,12 @@ class Handler(BaseHTTPRequestHandler):
                 if self.path.startswith("/api/"):
                     self._json({"error": refused.sentence}, refused.status)
                 else:
-                    self._send(refused.status, self._page("ppomax view", f"<p>{html.escape(refused.sentence)}</p>"))
+                    self.send(refused.status, self._page("ppomax view", f"<p>{html.escape(refused.sentence)}</p>"))
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             self.close_connection = True  # the browser has gone
 
     def _enter(self) -> None:
-        try:
-            cookies = SimpleCookie(self.headers.get("Cookie", ""))
-        except CookieError:
-            cookies = SimpleCookie()
-        cookie = cookies.get(self.server.cookie)
-        if cookie is None or not _same(cookie.value, self.server.token):
+        if not same_secret(self.cookies().get(self.server.cookie, ""), self.server.token):
             raise Refused(403, "This address is not valid: open the one that `ppomax view` has printed.")
 
     def _page(self, title: str, body: str, script: str = "") -> bytes:
@@ -249,24 +197,4 @@ class Handler(BaseHTTPRequestHandler):
         return page.encode("utf-8", "replace")
 
     def _json(self, value: Any, status: int = 200) -> None:
-        self._send(status, json.dumps(value, allow_nan=False).encode(), "application/json")
-
-    def _send(
-        self, status: int, body: bytes, kind: str = "text/html; charset=utf-8", extra: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        headers = {
-            **HEADERS, "Content-Security-Policy": POLICY, "Content-Type": kind, "Content-Length": str(len(body)),
-            **(extra or {}),
-        }  # fmt: skip
-        if self.close_connection:
-            headers["Connection"] = "close"
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def _same(given: str, secret: str) -> bool:
-    """Comparison in constant time."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
+        self.send(status, json.dumps(value, allow_nan=False).encode(), "application/json")
