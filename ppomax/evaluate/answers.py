@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,10 @@ def is_answer_file(place: str) -> bool:
     return place.endswith((".jsonl", ".jsonl.gz", ".json")) or Path(expand_path(place)).is_file()
 
 
-def find_answer(answers: Mapping[PromptKey, Answer], messages: Sequence[Message]) -> PromptKey | None:
-    """The key under which ``answers`` has this prompt. Blanks around a single question are overlooked: in AlpacaEval's
-    layout all that is known of a prompt is its text."""
+def bare_key(messages: Sequence[Message]) -> PromptKey:
+    """`prompt_key` without blanks around a single question: AlpacaEval's layout knows of a prompt nothing but its text."""
     key = prompt_key(messages)
-    if key in answers:
-        return key
-    bare = ((key[0][0], key[0][1].strip()),) if len(key) == 1 else key
-    return bare if bare in answers else None
+    return ((key[0][0], key[0][1].strip()),) if len(key) == 1 else key
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppomax.data.records import Message
+from ppomax.errors import UserError
 
 HARMLESS = "(?<![a-z])harm"
 """categories and sources that count as harmless: a word that begins with "harm" """
+
+
+def check_pattern(harmless: str) -> None:
+    """UserError where the option `llm.harmless` holds no pattern."""
+    try:
+        re.compile(harmless)
+    except re.error as error:
+        raise UserError(f"llm.harmless: {harmless!r} is no pattern: {error}") from None
 
 
 def prompt_language(prompt: Sequence[Message] | Sequence[Mapping[str, Any]]) -> str:

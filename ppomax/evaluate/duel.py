@@ -37,7 +37,7 @@ from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import share
 from ppomax.evaluate.answers import Answer, Sampled, prompt_key, read_samples
-from ppomax.evaluate.categories import label
+from ppomax.evaluate.categories import check_pattern, label
 from ppomax.evaluate.duel_tally import duel_over_training, tally
 from ppomax.evaluate.endpoint_answers import AnswerEndpointConfig
 from ppomax.evaluate.judges import Choosers, Judges, PairJudge, SourceScorer, make_judge, names_of
@@ -243,6 +243,7 @@ def _named(config: DuelConfig) -> list[Named]:
     """All sides by their names. UserError for what cannot be meant."""
     if config.sampling.samples_per_prompt != 1:
         raise UserError("sampling.samples_per_prompt: a duel compares one answer a prompt; leave it at 1")
+    check_pattern(config.llm.harmless)  # categories are told whoever judges
     places = [config.a, config.b, *config.others]
     if len(places) > len(LETTERS):
         raise UserError(f"others: {len(places)} systems; at most {len(LETTERS)} can meet")

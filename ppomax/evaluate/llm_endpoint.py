@@ -212,7 +212,8 @@ class Endpoint:
         )  # fmt: skip
 
     def clean(self, text: str) -> str:
-        """Without the key, should the endpoint repeat it."""
+        """Without the key, should the endpoint repeat it; half surrogates, which no file can hold, become "?"."""
+        text = text.encode("utf-8", "replace").decode("utf-8")
         return text.replace(self.key, "***") if self.key != LOCAL_KEY else text
 
     def _fault(self, error: Exception) -> tuple[str, str, float | None]:

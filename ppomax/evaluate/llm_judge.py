@@ -26,7 +26,7 @@ from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import share
 from ppomax.evaluate.answers import Answer
-from ppomax.evaluate.categories import prompt_category, prompt_language
+from ppomax.evaluate.categories import check_pattern, prompt_category, prompt_language
 from ppomax.evaluate.llm_endpoint import Crew, Endpoint, LLMConfig, Reply, ReplyFile, Unanswered, content_key
 from ppomax.train.parallel import Ranks
 from ppomax.train.progress import ProgressLine
@@ -129,10 +129,7 @@ class LLMJudge:
             options["temperature"] = config.temperature
         self.endpoint = Endpoint(model, config, section="llm", title=f"judge {self.name}", options=options)
         self.crew = Crew(self.endpoint)
-        try:
-            re.compile(config.harmless)
-        except re.error as error:
-            raise UserError(f"llm.harmless: {config.harmless!r} is no pattern: {error}") from None
+        check_pattern(config.harmless)
         languages = ("en", "zh") if config.language == "auto" else (config.language,)
         names = ("helpful", "harmless") if config.rubric == "auto" else (config.rubric,)
         self.rubrics = {(name, language): load_rubric(name, language) for name in names for language in languages}

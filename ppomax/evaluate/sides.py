@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from ppomax.config import SamplingConfig
 from ppomax.data.chat import ChatFormat
-from ppomax.data.records import Prompt
+from ppomax.data.records import Message, Prompt
 from ppomax.errors import UserError
-from ppomax.evaluate.answers import Answer, PromptKey, Sampler, find_answer, is_answer_file, prompt_key, read_answers
+from ppomax.evaluate.answers import Answer, PromptKey, Sampler, bare_key, is_answer_file, prompt_key, read_answers
 from ppomax.evaluate.best_of import choose
 from ppomax.evaluate.endpoint_answers import AnswerEndpointConfig, EndpointAnswers
 from ppomax.evaluate.judges import Scorer
@@ -89,6 +89,10 @@ class Sides:
                 self.files[side.letter], self.repeated[side.letter] = read_answers(side.target, side.iteration)
                 if self.repeated[side.letter]:
                     say(f"{side.place}: {self.repeated[side.letter]} further answers to the same prompts left out")
+        self.bare = {
+            letter: {bare_key(answer.prompt): key for key, answer in reversed(own.items())}
+            for letter, own in self.files.items()
+        }
         self.endpoints = {s.letter: EndpointAnswers(s.target, endpoint) for s in self.named if s.kind == "endpoint"}
         self.sampled = [s for s in self.named if s.kind in ("model", "best_of")]
         places = list(dict.fromkeys(s.target for s in self.sampled))
@@ -103,6 +107,11 @@ class Sides:
 
     # --------------------------------------------------------------------------------------------- prompts
 
+    def _find(self, letter: str, messages: Sequence[Message]) -> PromptKey | None:
+        """The key under which a file has this prompt; blanks around a single question are overlooked."""
+        key = prompt_key(messages)
+        return key if key in self.files[letter] else self.bare[letter].get(bare_key(messages))
+
     def prompts(self, given: Sequence[Prompt] | None, limit: int | None) -> tuple[list[Prompt], dict[str, Any]]:
         """(prompts that all sides have answers to, or can answer; {"left_out": ..., "files": ...}).
 
@@ -114,7 +123,7 @@ class Sides:
             prompts = [Prompt(answer.prompt, answer.source) for answer in held[0].values()]
         else:
             prompts = list({prompt_key(p.messages): p for p in given}.values())  # a mixture's weights repeat prompts
-        found = {letter: [find_answer(held, p.messages) for p in prompts] for letter, held in self.files.items()}
+        found = {letter: [self._find(letter, p.messages) for p in prompts] for letter in self.files}
         kept = [p for i, p in enumerate(prompts) if all(keys[i] is not None for keys in found.values())]
         left_out = {"no answer in a file": len(prompts) - len(kept)}
         files: dict[str, dict[str, int]] = {}
@@ -189,7 +198,7 @@ class Sides:
             held = self.files[side.letter]
             own: list[Answer | None] = []
             for p in prompts:
-                key = find_answer(held, p.messages)
+                key = self._find(side.letter, p.messages)
                 assert key is not None
                 own.append(replace(held[key], prompt=tuple(p.messages), source=p.source, metadata=p.metadata))
             run.write(file, answer_lines(own))

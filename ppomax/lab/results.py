@@ -124,14 +124,16 @@ def read_result(path: Path) -> Result:
             kind = row.pop("kind")
             if kind == "header":
                 header = row
+                if header.get("format") != FORMAT:  # before its lines, of which this version may not know the kinds
+                    raise UserError(
+                        f"{path}: format {header.get('format')} is not the {FORMAT} that this version reads; remove it"
+                    )
             else:
                 rows[kind].append(row)
         except (ValueError, KeyError, AttributeError, TypeError):
             raise UserError(f"{path}:{number}: not a line of a lab result; remove the file to run it again") from None
     if not header or not rows["stream"] or not rows["endpoint"]:
         raise UserError(f"{path}: not a whole lab result; remove the file to run it again")
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path}: format {header.get('format')} is not the {FORMAT} that this version reads; remove it")
     stream = rows_of(rows["stream"][-1])
     return Result(path, header, rows["evaluation"], stream, thin(stream), rows["endpoint"][-1])
 

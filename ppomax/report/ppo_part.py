@@ -252,6 +252,8 @@ def shades(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     out: list[tuple[str, str, str]] = []
     room = LONGEST_TEXT
     for text, kl in zip(row.get("pieces") or (), row.get("token_kl") or (), strict=False):
+        if text and room <= 0:
+            return [*out, (" […]", "", "")]
         text, room = text[:room], room - len(text)
         level = sum(abs(kl) >= bound for bound in SHADES) if isinstance(kl, int | float) else 0
         name = f"{'more' if kl > 0 else 'less'}{level}" if level else ""
@@ -260,9 +262,7 @@ def shades(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         elif text:
             about = f"{'+' if kl > 0 else '-'}{SHADES[level - 1]:g} nats or beyond" if level else ""
             out.append((text, name, about))
-        if room <= 0:
-            return [*out, (" […]", "", "")]
-    return out
+    return out if room >= 0 else [*out, (" […]", "", "")]
 
 
 def _add(answers: list[dict[str, Any]], answer: dict[str, Any]) -> None:

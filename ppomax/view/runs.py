@@ -22,8 +22,8 @@ Kind = Literal["ppo", "reward", "sft"]
 State = Literal["running", "finished", "stopped", "dead"]
 MARKS: dict[Kind, str] = {"ppo": "reward_shaping", "reward": "calibration_data", "sft": "packing"}
 """a field that only the settings of this kind have"""
-WITHIN = {"checkpoints", "final", "best", "judge", "figures", "__pycache__"}
-"""folders that hold no runs"""
+WITHIN = {"checkpoints", "final", "figures", "__pycache__"}
+"""folders that hold no runs; what is inside a run is not looked at anyway, and a run may itself be called judge"""
 DEEPEST = 8
 MOST_RUNS = 1000
 """more are not looked for, and the list says so"""

@@ -100,7 +100,8 @@ class ViewServer(LocalServer):
         """What the page of a run shows now."""
         run = self.run(key)
         with self._lock:
-            if key not in self._open:
+            if key not in self._open or self._open[key][1].run != run:  # resumed with more iterations, or another run
+                self._open.pop(key, None)
                 if len(self._open) >= MOST_OPEN:
                     self._open.pop(next(iter(self._open)))
                 self._open[key] = (threading.Lock(), LiveRun(run))

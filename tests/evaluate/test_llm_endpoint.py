@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ppomax.errors import UserError
-from ppomax.evaluate.llm_endpoint import retry_after
+from ppomax.evaluate.llm_endpoint import Endpoint, LLMConfig, ReplyFile, retry_after
 
 _spec = importlib.util.spec_from_file_location("judge_server", Path(__file__).with_name("judge_server.py"))
 assert _spec and _spec.loader
@@ -177,6 +177,15 @@ def test_a_server_of_ones_own_needs_no_key_and_may_tell_no_usage(
         tokens = judge.about(a, b, verdicts)["tokens"]
         assert tokens["estimated_replies"] == 4 and tokens["prompt"] > 4 * 300
         assert "temperature" not in server.bodies[0] and server.bodies[0]["max_tokens"] == 1024
+
+
+def test_half_a_surrogate_can_be_written(tmp_path: Path) -> None:
+    """Valid in JSON, and no text that UTF-8 can hold."""
+    config = LLMConfig(base_url="http://127.0.0.1:9/v1")
+    endpoint = Endpoint("m", config, section="llm", title="judge", options={})
+    cleaned = endpoint.clean(f"one \ud83d 好 {SECRET}")
+    assert cleaned == "one ? 好 ***"
+    ReplyFile(tmp_path / "raw.jsonl").add({"key": "k", "kind": "reply", "reply": cleaned})
 
 
 def test_a_damaged_file_of_replies_is_named(tmp_path: Path) -> None:

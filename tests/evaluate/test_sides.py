@@ -258,6 +258,11 @@ def test_alpaca_outputs_and_all_that_does_not_match(tmp_path: Path, capsys: pyte
     # without prompts, the first file's; its datasets are the sources
     alone = duel(tmp_path / "alone", a=a, b=b)
     assert set(alone["by_source"]) == {"koala", "vicuna"} and alone["left_out"]["no answer in a file"] == 2
+    rows = [{"prompt": " one", "response": "1"}, {"prompt": "two\n", "response": "4"}]
+    blanks = write(tmp_path / "blanks.jsonl", rows)
+    for other in (duel(tmp_path / "r1", a=a, b=blanks), duel(tmp_path / "r2", a=b, b=blanks, prompts=prompts)):
+        assert other["files"]["b"]["matched"] == 2, "blanks are overlooked whichever side has them"
+    capsys.readouterr()
     words = ["duel", a, b, "--judge", JUDGE, "--output_dir", str(tmp_path / "cli"), "--prompts", prompts]
     assert main([*words, "--resamples", "100"]) == 0
     shown = capsys.readouterr().out
@@ -315,6 +320,7 @@ def test_names() -> None:
         ({"b": "best_of:2:x", "b_iteration": 3}, "is no file of answers, and has no iterations"),
         ({"others": ["x.jsonl"] * 25}, "27 systems; at most 26"),
         ({"others": ["absent.jsonl"]}, "cannot be read"),
+        ({"llm": {"harmless": "("}}, "llm.harmless: '(' is no pattern"),
         ({"b": "endpoint:m", "endpoint": {"key_variable": "NOT_SET_ANYWHERE"}}, "NOT_SET_ANYWHERE holds no key"),
         ({"b": "endpoint:m", "endpoint": {"base_url": "host:80"}}, "endpoint.base_url: 'host:80' must begin with http"),
     ],

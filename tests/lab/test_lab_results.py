@@ -71,6 +71,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     path.write_text(whole.replace('"format": 2', '"format": 7'), encoding="utf-8")
     with pytest.raises(UserError, match="format 7"):
         read_result(path)
+    path.write_text('{"kind": "header", "format": 1}\n{"kind": "metrics", "update": 4}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="format 1 is not the 2"):  # its lines are of other kinds
+        read_result(path)
 
 
 def test_two_of_one_key_are_refused(tmp_path: Path) -> None:

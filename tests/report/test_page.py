@@ -251,4 +251,7 @@ def test_shading_keeps_to_the_room_of_an_answer() -> None:
     shown = shades(row)
     assert sum(len(text) for text, _, _ in shown[:-1]) == LONGEST_TEXT
     assert shown[-1] == (" […]", "", "")
+    assert shades({"pieces": ["a" * (LONGEST_TEXT + 1)], "token_kl": [0.0]})[-1] == (" […]", "", "")
+    full = {"pieces": ["a" * LONGEST_TEXT, ""], "token_kl": [0.0, 0.0]}
+    assert shades(full) == [("a" * LONGEST_TEXT, "", "")], "nothing is cut, and nothing says so"
     assert shades({"response": "x"}) == []

@@ -42,7 +42,8 @@ def test_runs_below_a_folder(tmp_path: Path) -> None:
     make_run(tmp_path / "a" / "ppo one")
     make_run(tmp_path / "b", "reward")
     make_run(tmp_path / "c" / "d" / "e", "sft")
-    for elsewhere in ("a/ppo one/checkpoints/step-1", "b/final", ".hidden/run", "b/within"):
+    make_run(tmp_path / "c" / "judge", "reward")  # as our recipes call a stage
+    for elsewhere in ("a/ppo one/checkpoints/step-1", "a/ppo one/judge", "b/final", ".hidden/run", "b/within"):
         make_run(tmp_path / elsewhere)
     (tmp_path / "duel").mkdir()
     (tmp_path / "duel" / "config.yaml").write_text("a: x\njudge: world\n")
@@ -50,9 +51,10 @@ def test_runs_below_a_folder(tmp_path: Path) -> None:
     (tmp_path / "bad" / "config.yaml").write_bytes(b"\xff\x00{{{{")
     (tmp_path / "loop").symlink_to(tmp_path)
     found = find_runs(tmp_path)
-    assert [(run.name, run.kind) for run in found] == [("a/ppo one", "ppo"), ("b", "reward"), ("c/d/e", "sft")]
+    names = [(run.name, run.kind) for run in found]
+    assert names == [("a/ppo one", "ppo"), ("b", "reward"), ("c/d/e", "sft"), ("c/judge", "reward")]
     assert found[0].planned == 30 and found[1].planned is None, "20, and 10 of critic pre-training"
-    assert len({run.key for run in found}) == 3
+    assert len({run.key for run in found}) == 4
     assert [run.name for run in find_runs(tmp_path / "b")] == ["b"], "a run itself will do"
     assert find_runs(tmp_path / "nowhere") == []
 

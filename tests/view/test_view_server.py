@@ -112,6 +112,17 @@ def test_addresses_are_no_paths(tmp_path: Path) -> None:
             assert client.ask(path)[0] == 404, path
 
 
+def test_a_run_that_was_resumed_with_more_iterations(tmp_path: Path) -> None:
+    config = make_run(tmp_path / "run") / "config.yaml"
+    with serving(tmp_path) as (server, client):
+        key = key_of(client.enter())
+        assert client.json(f"/api/run/{key}")["head"]["planned"] == 30
+        text = config.read_text(encoding="utf-8")
+        config.write_text(text.replace("\niterations: 20\n", "\niterations: 40\n"), encoding="utf-8")
+        server._looked = float("-inf")
+        assert client.json(f"/api/run/{key}")["head"]["planned"] == 50
+
+
 def test_a_run_that_vanishes_and_one_that_comes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with serving(tmp_path) as (server, client):
