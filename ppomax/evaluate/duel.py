@@ -177,6 +177,9 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
         result["over_training"] = _over_training(config, moments, judge, prompts)
     run.log({**seconds, "time/judge": time.perf_counter() - began})
     result["judge_truncated"] = judge.truncated()
+    if isinstance(sides.scorer, SourceScorer) and (cut := sides.scorer.truncated()):
+        result["best_of_truncated"] = cut
+        say(f"{cut} dialogues were longer than the context of --best_of_reward and lost their left")
     if result["judge_truncated"]:
         say(f"{result['judge_truncated']} dialogues were longer than the judge's context and lost their left")
     result = plain(result)
@@ -259,8 +262,8 @@ def _named(config: DuelConfig) -> list[Named]:
 
 
 def _warn_of_partial_judge(config: DuelConfig, named: Sequence[Named], say: Callable[[str], None]) -> None:
-    chooser = set(names_of(config.best_of_reward))
-    same = chooser & {str(j.name or j.model or j.function or j.url) for j in config.judge if j.llm is None}
+    chooser = {name.rstrip("/") for name in names_of(config.best_of_reward)}
+    same = chooser & {str(j.name or j.model or j.function or j.url).rstrip("/") for j in config.judge if j.llm is None}
     if same and any(side.kind == "best_of" for side in named):
         say(f"warning: {', '.join(sorted(same))} both chooses the best of n and judges: best_of wins by how it is made")
 
