@@ -15,6 +15,7 @@ from ppomax.evaluate import answers as answers_module
 from ppomax.evaluate.answers import Answer
 from ppomax.evaluate.best_of import choose, kl_bound
 from ppomax.evaluate.duel import DuelConfig, run_duel
+from ppomax.evaluate.judges import SourceScorer
 from ppomax.evaluate.sides import name_side
 from ppomax.models.fresh import new_model
 from ppomax.options import from_mapping
@@ -200,6 +201,17 @@ def test_kl_is_a_bound_that_distinct_answers_approach() -> None:
 
     assert exact(2, 3) < exact(20, 3) < exact(5000, 3) < kl_bound(3)
     assert exact(5000, 3) == pytest.approx(kl_bound(3), abs=1e-3)
+
+
+def test_what_the_chooser_cut_is_counted(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SourceScorer, "truncated", lambda self: 3)
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": "say 1"}, {"prompt": "say 2"}])
+    fields = {"prompts": prompts, "sampling": QUICK, "best_of_reward": "sides_test_judge:long"}
+    result = duel(tmp_path / "run", a=f"best_of:2:{model}", b=model, judge="sides_test_judge:long", **fields)
+    assert result["best_of_truncated"] == 3
+    assert "3 dialogues were longer than the context of --best_of_reward" in capsys.readouterr().err
 
 
 def test_best_of_n_wins_by_what_chooses_it(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
