@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -81,8 +82,9 @@ def run_in_turns(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """``warmup`` + ``iterations`` rounds in which each contender runs once, in turning order; returns all records.
 
-    A record has contender, round, warmup (bool), seconds {sample, score, update, total}, tokens, peak_mib; ``keep`` is
-    told each as it comes. The first round is start-up (loading, compiling), so at least one is always warm-up.
+    A record has contender, round, warmup (bool), seconds and cpu_seconds (by phase, and total), units (of work: tokens,
+    pairs), peak_mib; ``keep`` is told each as it comes. The first round is start-up (loading, compiling), so at least
+    one is always warm-up.
     """
     records: list[dict[str, Any]] = []
     try:
@@ -108,7 +110,7 @@ def run_in_turns(
 
 
 def summarise(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By contender: medians over the measured rounds, in seconds by phase, tokens/s, MiB; and their spread in total."""
+    """By contender: medians over the measured rounds, in seconds by phase, units/s, MiB; and their spread in total."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if not record["warmup"]:
@@ -120,8 +122,8 @@ def summarise(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         totals = [r["seconds"]["total"] for r in rows]
         summary[name] = {
             "iterations": len(rows), "seconds": phases, "cpu_seconds": cpu, "fastest": min(totals), "slowest": max(totals),
-            "tokens": statistics.mean(r["tokens"] for r in rows),
-            "tokens_per_s": statistics.median(r["tokens"] / r["seconds"]["total"] for r in rows),
+            "units": statistics.mean(r["units"] for r in rows),
+            "units_per_s": statistics.median(r["units"] / r["seconds"]["total"] for r in rows),
             "peak_mib": max(r["peak_mib"] for r in rows), "samples": rows[-1].get("samples"),
             "updates": rows[-1].get("updates"),
         }  # fmt: skip
@@ -131,14 +133,14 @@ def summarise(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def ratio(
     records: Sequence[dict[str, Any]], slow: str, fast: str, *, phase: str = "total", clock: str = "seconds"
 ) -> dict[str, float]:
-    """How many times the tokens a second of ``slow`` those of ``fast`` are: ratio of medians, and extremes by round.
+    """How many times the units a second of ``slow`` those of ``fast`` are: ratio of medians, and extremes by round.
 
     ``clock``: seconds or cpu_seconds.
     """
 
     def speeds(name: str) -> dict[int, float]:
         mine = [r for r in records if r["contender"] == name and not r["warmup"]]
-        return {r["round"]: r["tokens"] / r[clock][phase] for r in mine}
+        return {r["round"]: r["units"] / r[clock][phase] for r in mine}
 
     a, b = speeds(slow), speeds(fast)
     by_round = [b[n] / a[n] for n in a.keys() & b.keys()]
@@ -154,9 +156,22 @@ def table(summary: dict[str, dict[str, Any]], phases: Sequence[str], unit: str =
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, row in summary.items():
         cells = [name, *(f"{row['seconds'][p]:.3f}" for p in (*phases, "total"))]
-        cells += [f"{row['tokens_per_s']:.1f}", f"{row['peak_mib']:.0f}", f"{row['tokens']:.0f}"]
+        cells += [f"{row['units_per_s']:.1f}", f"{row['peak_mib']:.0f}", f"{row['units']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": names[0] if names else platform.machine(), "cores": os.cpu_count(), "threads": threads,
+        "load": os.getloadavg()[0],
+    }  # fmt: skip
 
 
 def say(text: str) -> None:

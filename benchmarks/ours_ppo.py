@@ -36,7 +36,7 @@ def main() -> None:
             file == "metrics.jsonl"
         ):  # the iteration's last act but for the next one's beginnings, which are timed with it
             turns.finish(
-                tokens=round(record["response/length"] * config.rollout_batch), samples=config.rollout_batch,
+                units=round(record["response/length"] * config.rollout_batch), samples=config.rollout_batch,
                 updates=-(-config.rollout_batch // config.minibatch) * config.ppo_epochs,
                 reward=record["reward/mean"], kl=record["kl/ref"],
             )  # fmt: skip

@@ -32,14 +32,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
-from contest import Contender, append_line, ratio, run_in_turns, say, summarise, table
+from contest import Contender, append_line, machine, ratio, run_in_turns, say, summarise, table
 from fixtures import SHAPES, Start, make_start, parameters
 
 PHASES = ("sample", "score", "update")
@@ -107,19 +106,6 @@ def make_contender(
         "weights": kind["weights"], "args": trl_args(bf16=kind["bf16"], **settings),
     }  # fmt: skip
     return Contender(name, trl_python, "trl_ppo.py", spec)
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "processor": names[0] if names else platform.machine(), "cores": os.cpu_count(), "threads": threads,
-        "load": os.getloadavg()[0],
-    }  # fmt: skip
 
 
 def compare(size: str, lengths: str, options: argparse.Namespace, out: Path) -> str:

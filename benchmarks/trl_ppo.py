@@ -60,7 +60,7 @@ def main() -> None:
             turns.phase("update")
             last = trainer.state.log_history[-1] if trainer.state.log_history else {}
             turns.finish(
-                tokens=drawn["tokens"], samples=drawn["samples"], updates=drawn["updates"],
+                units=drawn["tokens"], samples=drawn["samples"], updates=drawn["updates"],
                 reward=last.get("objective/scores"), kl=last.get("objective/kl"),
                 mixed_precision=str(trainer.accelerator.mixed_precision),
             )  # fmt: skip

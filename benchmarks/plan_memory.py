@@ -1,0 +1,137 @@
+"""`ppomax plan`'s memory against what real runs took, on a CPU.
+
+    OMP_NUM_THREADS=1 python benchmarks/plan_memory.py --out docs/results/plan_memory.json
+
+Each case is `ppomax ppo` in a process of its own: fresh models as `ppomax new-model` makes them, a reward model of the
+same shape, one iteration of two updates, answers of full length. Measured is the largest resident memory of the process
+(VmHWM) less that of a process which imported the same modules, multiplied two matrices and did nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+PROMPT, RESPONSE = 64, 64
+CASES: list[dict[str, Any]] = [
+    {"size": size, "precision": precision, "micro_batch_tokens": tokens, "checkpointing": False}
+    for size in ("1m", "6m", "25m")
+    for precision in ("float32", "bf16")
+    for tokens in (1024, 2048)
+]
+TOLD = "\nprint('VmHWM', next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
+BASELINE = """
+import torch, ppomax.train.ppo, ppomax.report.figures
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from torch.distributed.fsdp import fully_shard
+from ppomax.models.precision import precision
+layer = torch.nn.Linear(64, 64)
+with precision(torch.device("cpu"), "bf16"):
+    layer(torch.ones(64, 64)).sum().backward()
+layer(torch.ones(64, 64)).sum().backward()
+"""
+MODELS = """
+import sys, torch
+from pathlib import Path
+from ppomax.models.fresh import new_model
+from ppomax.models.loading import load_causal_lm, load_tokenizer, save_final, scalar_from_causal
+size, folder, texts = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]).read_text().splitlines()
+new_model(folder / "policy", texts, size=size, vocab_size=4096)
+policy = load_causal_lm(str(folder / "policy"))
+save_final(scalar_from_causal(policy, 0), load_tokenizer(str(folder / "policy")), folder / "reward", stage="reward", card="")
+"""
+
+
+def child(code: str, *words: str) -> int:
+    """Run ``code`` in a fresh interpreter; its largest resident memory in bytes."""
+    done = subprocess.run([sys.executable, "-c", code + TOLD, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"a run failed:\n{done.stderr[-3000:]}")
+    return int(done.stdout.rsplit("VmHWM", 1)[1]) * 1024
+
+
+def words_of(case: dict[str, Any], folder: Path) -> list[str]:
+    """The configuration of a case, as words of the command line."""
+    options = {
+        "model": folder / "policy", "reward": folder / "reward", "iterations": 1, "rollout_batch": 32, "minibatch": 16,
+        "max_prompt_length": PROMPT, "overlong": "truncate", "sampling.max_new_tokens": RESPONSE, "sampling.batch_size": 32,
+        "critic.pretrain_iterations": 0, "watch.eval_prompts": 0, "checkpoint.every": 0, "device": "cpu",
+        "precision": case["precision"], "micro_batch_tokens": case["micro_batch_tokens"],
+        "parallel.activation_checkpointing": str(case["checkpointing"]).lower(),
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def write_texts(path: Path, lines: int = 3000) -> None:
+    """Sentences of invented words: enough for a vocabulary of 4096."""
+    rng = random.Random(0)
+    syllables = [a + b + c for a in "bdfghklmnprstv" for b in "aeiou" for c in ("", "n", "r", "st")]
+    words = ["".join(rng.choice(syllables) for _ in range(rng.randint(1, 3))) for _ in range(9000)]
+    path.write_text("\n".join(" ".join(rng.choice(words) for _ in range(80)) for _ in range(lines)), encoding="utf-8")
+
+
+def measure(case: dict[str, Any], folder: Path, prompts: Path, baseline: int) -> dict[str, Any]:
+    """Run one case and plan it."""
+    words = words_of(case, folder)
+    code = "import sys; from ppomax.cli import main\nassert main(sys.argv[1:]) == 0"
+    out = folder / f"run-{len(list(folder.glob('run-*')))}"
+    peak = child(code, "ppo", *words, f"--prompts={prompts}", f"--output_dir={out}")
+    planned = subprocess.run(
+        [sys.executable, "-c", "import sys; from ppomax.commands.plan import main; main(chr(112), sys.argv[1:])", "--devices=cpu", *words, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    given = json.loads(planned.stdout)["given"]
+    row = {**case, "measured": peak - baseline, "planned": given["peak_bytes"], "phase": given["peak_phase"]}
+    row["off"] = row["planned"] / row["measured"] - 1
+    return row
+
+
+def table(rows: list[dict[str, Any]], baseline: int) -> str:
+    """Markdown."""
+    lines = [
+        f"Baseline, subtracted: {baseline / MIB:.0f} MiB.", "",
+        "| model | precision | micro_batch_tokens | checkpointing | measured MiB | planned MiB | off |", "|---|---|---|---|---|---|---|",
+        *(
+            f"| {r['size']} | {r['precision']} | {r['micro_batch_tokens']} | {'on' if r['checkpointing'] else 'off'} "
+            f"| {r['measured'] / MIB:.0f} | {r['planned'] / MIB:.0f} | {r['off']:+.0%} |"
+            for r in rows
+        ),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file for the table")
+    parser.add_argument("--sizes", nargs="+", default=["1m", "6m", "25m"])
+    args = parser.parse_args()
+    baseline = max(child(BASELINE) for _ in range(2))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        texts, prompts = folder / "texts.txt", folder / "prompts.jsonl"
+        write_texts(texts)
+        asked = texts.read_text(encoding="utf-8").splitlines()[:64]
+        prompts.write_text("\n".join(json.dumps({"prompt": " ".join([text] * 3)}) for text in asked), encoding="utf-8")
+        for size in args.sizes:
+            child(MODELS, size, str(folder / size), str(texts))
+            for case in CASES:
+                if case["size"] == size:
+                    rows.append(measure(case, folder / size, prompts, baseline))
+                    print(rows[-1], file=sys.stderr, flush=True)
+    print(table(rows, baseline))
+    if args.out:
+        args.out.write_text(json.dumps({"baseline": baseline, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
