@@ -98,6 +98,18 @@ class CheckpointConfig(Section):
     """how many of the newest checkpoints stay"""
 
 
+class ParallelConfig(Section):
+    """How weights are divided among the ranks that torchrun starts, and what else saves memory."""
+
+    shard: Literal["none", "zero2", "zero3"] = "none"
+    """trained models: whole on every rank, or in parts whose layers are gathered from forward to backward (zero2), or for
+    each pass by itself (zero3: least memory)"""
+    frozen: Literal["replicate", "shard", "offload"] = "replicate"
+    """ppo's frozen models: whole on every rank, in parts as zero3, or on the CPU except while they score"""
+    activation_checkpointing: bool = False
+    """trained models keep only each layer's input for the backward pass and compute the rest again"""
+
+
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Trackers = Annotated[list[TrackerName], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
@@ -115,6 +127,8 @@ class RunConfig(Section):
     """arithmetic of the forward pass; master weights, losses and optimiser are float32 either way"""
     trust_remote_code: bool = False
     """run Python code that comes with a model"""
+    parallel: ParallelConfig = ParallelConfig()
+    """many devices, and memory"""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """checkpoints and how many are kept"""
     trackers: Trackers = []

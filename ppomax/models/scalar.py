@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from ppomax.data.batches import pad_sequences, token_budget
 from ppomax.errors import UserError
 from ppomax.models.logprobs import hidden_states, inner_model
+from ppomax.models.passes import device_of, even_passes, whole_pass
 
 
 def on_backbone(causal: Any, *, pad_id: int) -> Any:
@@ -59,11 +60,13 @@ def unit_outputs(model: nn.Module, hidden: Tensor) -> Tensor:
         return head(hidden.to(weight.dtype)).float().squeeze(-1)
 
 
+@whole_pass
 def values_at(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Critic: value of every state (B, S), float32; column t is V after tokens 0..t."""
     return unit_outputs(model, hidden_states(model, ids, attention_mask))
 
 
+@whole_pass
 def rewards_at_end(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Reward model: uncalibrated reward (B,), float32, at the last token that the *mask* keeps."""
     hidden = hidden_states(model, ids, attention_mask)
@@ -80,11 +83,11 @@ def score_sequences(
     model: nn.Module, sequences: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, micro_batch_tokens: int = 8192
 ) -> Tensor:
     """Calibrated rewards (N,) on the CPU of whole token sequences, in their order; does not depend on the batching."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     scores = torch.empty(len(sequences))
-    for rows in token_budget([len(s) for s in sequences], micro_batch_tokens):
-        ids, mask = pad_sequences([sequences[i] for i in rows], pad_id)
-        scores[rows] = rewards_at_end(model, ids.to(device), mask.to(device)).cpu()
+    for rows in even_passes(token_budget([len(s) for s in sequences], micro_batch_tokens), model):
+        ids, mask = pad_sequences([sequences[i] for i in rows] or [[0]], pad_id)
+        scores[rows] = rewards_at_end(model, ids.to(device), mask.to(device))[: len(rows)].cpu()
     return scores - reward_offset(model)
 
 

@@ -27,6 +27,7 @@ from ppomax.data.chat import ChatFormat, truncate_left
 from ppomax.data.records import Message
 from ppomax.errors import UserError
 from ppomax.models import loading
+from ppomax.models.passes import device_of
 from ppomax.models.precision import precision
 from ppomax.models.scalar import score_sequences
 
@@ -167,8 +168,7 @@ class ModelSource:
 
     def _member_scores(self, member: Member, samples: Sequence[Sample]) -> Tensor:
         sequences = [self.encode(member, sample) for sample in samples]
-        device = next(member.model.parameters()).device
-        with precision(device, self.precision):
+        with precision(device_of(member.model), self.precision):
             return score_sequences(
                 member.model, sequences, pad_id=member.chat.tokenizer.pad_token_id or 0,
                 micro_batch_tokens=self.micro_batch_tokens,

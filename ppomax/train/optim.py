@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ppomax.config import OptimConfig
+from ppomax.train.checkpoint import placed
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -45,10 +49,29 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """State of a checkpoint, whatever number of ranks wrote it."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    like = {i: {"exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(trained)}
+    optimizer.load_state_dict(placed(state, {"state": like}))
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm over all gradients, a scalar; 0 where there are none."""
+    """L2 norm over all gradients, a scalar; 0 where there are none. Of divided ones it is the norm of all ranks' parts."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    if not grads:
+        return torch.zeros(())
+    norm = torch.nn.utils.get_total_norm([_here(g) for g in grads])
+    if isinstance(grads[0], DTensor):
+        squared = norm.square()
+        dist.all_reduce(squared)
+        norm = squared.sqrt()
+    return norm
+
+
+def _here(gradient: Tensor) -> Tensor:
+    """This rank's part, which shares its memory with the whole."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def clip_gradients(*models: nn.Module, max_norm: float, joint: bool = False) -> list[float]:
@@ -61,6 +84,9 @@ def clip_gradients(*models: nn.Module, max_norm: float, joint: bool = False) -> 
     norms = [gradient_norm(g).item() for g in groups]
     if max_norm > 0:
         for group, norm in zip(groups, norms, strict=True):
-            common = math.hypot(*norms) if joint else norm
-            torch.nn.utils.clip_grads_with_norm_(group, max_norm, torch.tensor(common))
+            common = torch.tensor(math.hypot(*norms) if joint else norm)
+            factor = (max_norm / (common + 1e-6)).clamp(max=1.0)
+            grads = [_here(p.grad) for p in group if p.grad is not None]
+            for g in grads:
+                g.mul_(factor.to(g.device))
     return norms

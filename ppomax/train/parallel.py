@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ppomax.errors import UserError
 
@@ -59,10 +60,13 @@ class Ranks:
         """Replace every gradient by its sum over ranks; a rank without samples contributes zeros.
 
         A parameter that has no gradient on any rank keeps none, as on a single rank: AdamW then leaves it alone.
+        Gradients of divided weights were summed in the backward pass.
         """
         if self.size == 1:
             return
-        trained = [p for p in parameters if p.requires_grad]
+        trained = [p for p in parameters if p.requires_grad and not isinstance(p, DTensor)]
+        if not trained:
+            return
         used = torch.tensor([float(p.grad is not None) for p in trained], device=self.device)
         dist.all_reduce(used)
         trained = [p for p, count in zip(trained, used.tolist(), strict=True) if count]

@@ -27,7 +27,8 @@ from ppomax.train.parallel import Ranks
 from ppomax.watch.trackers import About, Trackers, without_secrets
 
 MAY_CHANGE = {
-    "output_dir", "device", "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens", "trackers",
+    "output_dir", "device", "parallel.shard", "parallel.frozen", "parallel.activation_checkpointing",
+    "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens", "trackers",
     "tracker_project", "tracker_name",
     *(f"{section}.{name}" for section in ("llm", "endpoint") for name in (
         "concurrency", "requests_a_minute", "max_requests", "max_tokens", "timeout", "retries", "first_pause", "base_url",
@@ -140,8 +141,7 @@ class RunDirectory:
         write_atomic(file, "".join(kept))
 
     def checkpoint(self, step: int, parts: Mapping[str, Any], keep: int, protected: Collection[int] = ()) -> None:
-        if self.ranks.is_main:
-            save_checkpoint(self.checkpoints, step, parts, keep, protected)
+        save_checkpoint(self.checkpoints, step, parts, keep, protected, self.ranks)
         self.ranks.barrier()
 
     def log(self, record: Mapping[str, Any], file: str = "metrics.jsonl") -> None:

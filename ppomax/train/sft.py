@@ -31,6 +31,7 @@ from ppomax.data.records import Dialogue, Text, groups_of
 from ppomax.errors import UserError
 from ppomax.models import loading
 from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, token_logprobs, unembed
+from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
@@ -169,6 +170,7 @@ def predicting_states(model: nn.Module, batch: RowBatch) -> Tensor:
     return hidden.flatten(0, 1)[batch.before]
 
 
+@whole_pass
 def token_nll(model: nn.Module, batch: RowBatch) -> Tensor:
     """Negative log-likelihood (N,) of every trained token, float32."""
     return -token_logprobs(model, predicting_states(model, batch), batch.targets)[0]
@@ -192,6 +194,20 @@ def require_packing(model: nn.Module, device: torch.device) -> None:
 # ----------------------------------------------------------------------------------------- evaluation
 
 
+@whole_pass
+def nll_and_hits(model: Any, batch: RowBatch) -> Tensor:
+    """For each trained token its NLL, whether it is the likeliest one, and 1: (N, 3), float64 on the CPU."""
+    hidden = predicting_states(model, batch)
+    chunk = max(1, CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
+    cells = [torch.zeros(0, 3, dtype=torch.float64)]
+    for start in range(0, len(hidden), chunk):
+        logits, targets = unembed(model, hidden[start : start + chunk]), batch.targets[start : start + chunk]
+        nll = nn.functional.cross_entropy(logits, targets, reduction="none")
+        right = logits.argmax(-1) == targets
+        cells.append(torch.stack([nll, right.float(), torch.ones_like(nll)], dim=1).double().cpu())
+    return torch.cat(cells)
+
+
 @torch.no_grad()
 def evaluate_lm(
     model: Any, examples: Sequence[Example], config: SFTConfig, ranks: Ranks, pad_id: int
@@ -199,20 +215,16 @@ def evaluate_lm(
     """Loss (nats a trained token), perplexity = exp(loss), token accuracy; overall and by ``sources``."""
     names = sorted({e.source for e in examples})
     sums = torch.zeros(len(names), 3, dtype=torch.float64)  # NLL, right guesses, tokens
-    mine = ranks.share(make_rows(examples, config))
-    for group in token_budget([row_length(r) for r in mine], config.micro_batch_tokens):
-        rows = [mine[i] for i in group]
+    everything = make_rows(examples, config)
+    mine = ranks.share(everything)
+    for group in even_passes(token_budget([row_length(r) for r in mine], config.micro_batch_tokens), model):
+        rows = [mine[i] for i in group] or everything[:1]
         batch = collate(rows, packed=config.packing, pad_id=pad_id, device=ranks.device)
         owner = torch.tensor([names.index(e.source) for row in rows for e in row for _ in range(e.count)])
         with precision(ranks.device, config.precision):
-            hidden = predicting_states(model, batch)
-            chunk = max(1, CHUNK_ELEMENTS // model.config.get_text_config().vocab_size)
-            for start in range(0, len(hidden), chunk):
-                logits, targets = unembed(model, hidden[start : start + chunk]), batch.targets[start : start + chunk]
-                nll = nn.functional.cross_entropy(logits, targets, reduction="none")
-                right = logits.argmax(-1) == targets
-                cells = torch.stack([nll, right.float(), torch.ones_like(nll)], dim=1).double().cpu()
-                sums.index_add_(0, owner[start : start + chunk], cells)
+            cells = nll_and_hits(model, batch)
+        if group:
+            sums.index_add_(0, owner, cells)
     sums = ranks.sum(sums.to(ranks.device, torch.float64)).cpu()
     return {**_rates(sums.sum(0)), "sources": {name: _rates(row) for name, row in zip(names, sums, strict=True)}}
 
@@ -313,10 +325,11 @@ def train_sft(
             tokens = sum(e.count for row in step_rows for e in row)
             mine = ranks.share(step_rows)
             nll_sum = torch.zeros((), device=device, dtype=torch.float64)
-            for group in token_budget([row_length(r) for r in mine], config.micro_batch_tokens):
-                batch = collate([mine[i] for i in group], packed=config.packing, pad_id=pad_id, device=device)
+            for group in even_passes(token_budget([row_length(r) for r in mine], config.micro_batch_tokens), model):
+                part = [mine[i] for i in group] or step_rows[:1]
+                batch = collate(part, packed=config.packing, pad_id=pad_id, device=device)
                 with precision(device, config.precision):
-                    nll = token_nll(model, batch).sum()
+                    nll = token_nll(model, batch).sum() * bool(group)
                 (nll / tokens).backward()
                 nll_sum += nll.detach()
             ranks.sum_gradients(model.parameters())
