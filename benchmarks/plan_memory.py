@@ -84,7 +84,14 @@ def measure(case: dict[str, Any], folder: Path, prompts: Path, baseline: int) ->
     out = folder / f"run-{len(list(folder.glob('run-*')))}"
     peak = child(code, "ppo", *words, f"--prompts={prompts}", f"--output_dir={out}")
     planned = subprocess.run(
-        [sys.executable, "-c", "import sys; from ppomax.commands.plan import main; main(chr(112), sys.argv[1:])", "--devices=cpu", *words, "--json"],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from ppomax.commands.plan import main; main(chr(112), sys.argv[1:])",
+            "--devices=cpu",
+            *words,
+            "--json",
+        ],
         capture_output=True,
         text=True,
         check=True,
