@@ -19,6 +19,7 @@ from ppomax.config_base import (
     LoraConfig,
     Mixture,
     OptimConfig,
+    ParallelConfig,
     RunConfig,
     Section,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Mixture",
     "OptimConfig",
     "PPOConfig",
+    "ParallelConfig",
     "PtxConfig",
     "RewardConfig",
     "RewardShapingConfig",
