@@ -34,16 +34,18 @@ from ppomax.evaluate.reward_figures import draw_accuracy, draw_calibration, draw
 from ppomax.evaluate.reward_model import accuracy_rows, evaluate_pairs, format_table, most_confidently_wrong
 from ppomax.models import loading
 from ppomax.models.logprobs import hidden_states, inner_model, token_logprobs
+from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.models.scalar import on_backbone, reset_unit, score_sequences, unit_outputs
 from ppomax.train.card import model_card
-from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
-from ppomax.train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
+from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.pairs import EncodedPair, PairBatch, collate, demonstration_ids, encode_pairs, make_schedule
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
 from ppomax.train.run import RunDirectory, plain
+from ppomax.train.sharding import divide, first_device, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng"]
 TRAIN_SAMPLE = 100, 1000
@@ -75,6 +77,7 @@ class RewardTrainee(nn.Module):
         self.causal = causal
 
 
+@whole_pass
 def pair_losses(trainee: RewardTrainee, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Preference losses, imitation losses and rewards, float32: (n,), (n,), (2n,).
 
@@ -168,8 +171,8 @@ def train_reward(
     chat = ChatFormat(tokenizer, config.chat_template)
     causal = model
     if causal is None:
-        causal = loading.load_causal_lm(config.model, device, config.trust_remote_code)
-    causal = causal.to(device).float().eval()
+        causal = loading.load_causal_lm(config.model, first_device(config.parallel, ranks), config.trust_remote_code)
+    causal = causal.to(first_device(config.parallel, ranks)).float().eval()
     loading.check_fits(causal, tokenizer, config.max_length)
     tokenizer, pad_line = with_own_pad(tokenizer, causal, chat)
     if pad_line is not None:
@@ -198,6 +201,7 @@ def train_reward(
     if config.lora is not None:
         causal.requires_grad_(False)
         trainee.scalar = scalar = loading.add_lora(scalar, config.lora, "SEQ_CLS")
+    divide(trainee, config.parallel, ranks, config.precision, views=[scalar])
     optimizer = make_optimizer(trainee, config.optim)
     schedule = make_schedule(encoded, config)
     total = len(schedule)
@@ -207,8 +211,8 @@ def train_reward(
 
     start, states = run.restore(CHECKPOINT_PARTS, "update")
     if states:
-        loading.load_trainable_state(trainee, states["model"])
-        optimizer.load_state_dict(states["optimizer"])
+        loading.load_trainable_state(trainee, placed(states["model"], loading.trainable_state(trainee)))
+        load_optimizer(optimizer, states["optimizer"])
         restore_rng(states["rng"], device)
 
     def evaluate() -> tuple[dict[str, float], np.ndarray, np.ndarray]:
@@ -234,12 +238,15 @@ def train_reward(
             mine = ranks.share(batch_pairs)
             sums = torch.zeros(6, device=device, dtype=torch.float64)
             # A pair takes two rows of one forward pass and is never divided.
-            for group in token_budget([p.longest for p in mine], max(1, config.micro_batch_tokens // 2)):
-                batch = collate([mine[i] for i in group], pad_id=pad_id, device=device)
+            groups = token_budget([p.longest for p in mine], max(1, config.micro_batch_tokens // 2))
+            for group in even_passes(groups, trainee):
+                batch = collate([mine[i] for i in group] or batch_pairs[:1], pad_id=pad_id, device=device)
                 with precision(device, config.precision):
                     preference, imitation, rewards = pair_losses(trainee, batch)
                 loss = preference.sum() + config.lm_coef * imitation.sum()
-                (loss / len(batch_pairs)).backward()
+                (loss * bool(group) / len(batch_pairs)).backward()
+                if not group:
+                    continue
                 chosen, rejected = rewards.detach().chunk(2)
                 right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
                 parts = (loss, preference.sum(), imitation.sum(), right.sum(), chosen.sum(), rejected.sum())
@@ -288,8 +295,9 @@ def train_reward(
         "reward_offset": offset,
         "demonstrations": len(calibration_ids),
     }
+    saved = to_save(scalar)
     if ranks.is_main:
-        _finish(run, config, scalar, tokenizer, chat, data_lines, encoded, eval_encoded,
+        _finish(run, config, saved, tokenizer, chat, data_lines, encoded, eval_encoded,
                 chosen_rewards - offset, rejected_rewards - offset, results)  # fmt: skip
     ranks.barrier()
     return RewardResult(run.path, results, scalar, tokenizer)

@@ -34,12 +34,13 @@ from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, token_logprobs
 from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.train.card import model_card
-from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
-from ppomax.train.optim import clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
+from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
 from ppomax.train.run import RunDirectory
+from ppomax.train.sharding import divide, first_device, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng", "progress"]
 
@@ -282,11 +283,11 @@ def train_sft(
     if not examples:
         raise UserError(f"data: no training example is left ({'; '.join(encoded)}); raise max_length or add data")
     if model is None:
-        model = loading.load_causal_lm(config.model, device, config.trust_remote_code)
-    model = model.to(device).float().eval().requires_grad_(True)
+        model = loading.load_causal_lm(config.model, first_device(config.parallel, ranks), config.trust_remote_code)
+    model = model.to(first_device(config.parallel, ranks)).float().eval().requires_grad_(True)
     loading.check_fits(model, tokenizer, config.max_length)
     if config.packing:
-        require_packing(model, device)
+        require_packing(model, model.device)
 
     run = RunDirectory.open(config, ranks, resume=resume)
     if ranks.is_main:
@@ -294,6 +295,7 @@ def train_sft(
     seed_everything(config.seed)
     if config.lora is not None:
         model = loading.add_lora(model, config.lora, "CAUSAL_LM")
+    divide(model, config.parallel, ranks, config.precision)
     optimizer = make_optimizer(model, config.optim)
     pad_id = tokenizer.pad_token_id
     rows = make_rows(examples, config)
@@ -304,8 +306,8 @@ def train_sft(
 
     start, states = run.restore(CHECKPOINT_PARTS, "update")
     if states:
-        loading.load_trainable_state(model, states["model"])
-        optimizer.load_state_dict(states["optimizer"])
+        loading.load_trainable_state(model, placed(states["model"], loading.trainable_state(model)))
+        load_optimizer(optimizer, states["optimizer"])
         order.load_state_dict(states["progress"]["order"])
         first_evaluation = states["progress"]["first_evaluation"]
         restore_rng(states["rng"], device)
@@ -361,7 +363,9 @@ def train_sft(
     if eval_examples:
         results = evaluate_lm(model, eval_examples, config, ranks, pad_id)
         run.log({"update": total, "epoch": order.position / len(rows), **_flat(results)})
-    _finish(run, config, model, tokenizer, chat if has_dialogues else None, data_lines, first_evaluation, results)
+    _finish(
+        run, config, to_save(model), tokenizer, chat if has_dialogues else None, data_lines, first_evaluation, results
+    )
     return SFTResult(run.path, results, model, tokenizer)
 
 

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ppomax.config import ParallelConfig
 from ppomax.errors import UserError
 from ppomax.train.parallel import Ranks
 
@@ -143,6 +144,21 @@ def shard(root: nn.Module, ranks: Ranks, *, keep: bool, bf16: bool, views: Seque
     register_fsdp_forward_method(root, "run_pass")
     for module in (root, *views):
         module.division = division  # type: ignore[assignment]
+
+
+def first_device(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
+    """Where a trained model is loaded: one that is divided need never lie on a device as a whole."""
+    return torch.device("cpu") if parallel.shard != "none" and ranks.size > 1 else ranks.device
+
+
+def divide(
+    root: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, views: Sequence[nn.Module] = ()
+) -> None:
+    """Make a trained model, complete with its adapters, ready for many devices as the configuration asks."""
+    if parallel.shard != "none" and ranks.size > 1:
+        shard(root, ranks, keep=parallel.shard == "zero2", bf16=precision == "bf16", views=views)
+    if parallel.activation_checkpointing:
+        checkpoint_activations(root)
 
 
 def to_save(model: Any) -> Any:
