@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppomax.models.logprobs import hidden_states, token_logprobs
+from ppomax.models.passes import whole_pass
 from ppomax.models.scalar import unit_outputs
 
 
@@ -40,6 +41,7 @@ class ResponseBatch:
         return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
 
 
+@whole_pass
 def response_logprobs(
     model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -52,12 +54,14 @@ def response_logprobs(
     return batch.spread(logprobs), None if entropies is None else batch.spread(entropies)
 
 
+@whole_pass
 def response_values(model: nn.Module, batch: ResponseBatch) -> Tensor:
     """Critic values (B, T) of the states before each response token; 0 outside the mask."""
     hidden = hidden_states(model, batch.ids, batch.attention_mask)
     return batch.spread(unit_outputs(model, hidden[batch.positions()]))
 
 
+@whole_pass
 def sequence_nll(model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """As `response_logprobs` with entropy, and the mean NLL (B,) over *all* tokens but the first (raw logits)."""
     hidden = hidden_states(model, batch.ids, batch.attention_mask)

@@ -21,6 +21,7 @@ from ppomax.data.batches import pad_sequences
 from ppomax.data.chat import ChatFormat
 from ppomax.errors import UserError
 from ppomax.models.logprobs import inner_model, unembed
+from ppomax.models.passes import device_of, whole
 from ppomax.models.precision import precision
 from ppomax.rollout.engine import Completion
 from ppomax.rollout.sampling import next_tokens
@@ -76,8 +77,10 @@ class TransformersEngine:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.sampling.batch_size):
             chosen = by_length[start : start + self.sampling.batch_size]
-            with self.precision():  # around all steps: the weights are made bf16 once, not at every token
-                for rows, drawn, ends in self._decode([prompts[i] for i in chosen], [seeds[i] for i in chosen]):
+            # around all steps: the weights are gathered, and made bf16, once and not at every token
+            with self.precision(), whole(self.model) as model:
+                drawing = self._decode(model, [prompts[i] for i in chosen], [seeds[i] for i in chosen])
+                for rows, drawn, ends in drawing:
                     for row, token, end in zip(rows, drawn, ends, strict=True):
                         tokens[chosen[row]].append(token)
                         finished[chosen[row]] = end
@@ -85,11 +88,11 @@ class TransformersEngine:
 
     def stream(self, prompt: Sequence[int], seed: int) -> Iterator[int]:
         """Tokens of one response as they are drawn."""
-        for _, drawn, _ in self._decode([prompt], [seed]):
+        for _, drawn, _ in self._decode(self.model, [prompt], [seed]):
             yield drawn[0]
 
     def precision(self) -> AbstractContextManager[None]:
-        return precision(next(self.model.parameters()).device, "bf16" if self.bf16 else "float32")
+        return precision(device_of(self.model), "bf16" if self.bf16 else "float32")
 
     def _ends(self, row: list[int], token: int) -> bool:
         if token in self.format.eos_ids:
@@ -101,10 +104,10 @@ class TransformersEngine:
 
     @torch.no_grad()
     def _decode(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+        self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
     ) -> Iterator[tuple[list[int], list[int], list[bool]]]:
         """Yield, for every position, the rows still running, their new tokens, and which of them ended with it."""
-        config, inner = self.sampling, inner_model(self.model)
+        config, inner = self.sampling, inner_model(model)
         device = next(inner.parameters()).device
         longest = max(map(len, prompts))
         room = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
@@ -138,7 +141,7 @@ class TransformersEngine:
                     input_ids=ids, attention_mask=mask[:, : longest + step] if padded else None, position_ids=positions,
                     past_key_values=cache, use_cache=True,
                 ).last_hidden_state[:, -1]  # fmt: skip
-                logits = unembed(self.model, hidden)
+                logits = unembed(model, hidden)
             drawn = next_tokens(logits, uniforms[:, step], seen, config)
             if seen is not None:
                 seen.scatter_(1, drawn[:, None], True)
