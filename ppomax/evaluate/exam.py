@@ -1,53 +1,46 @@
-"""Exams from local files: multiple-choice questions, answered by the likelihood of each choice (Fig. 12 of the paper).
+"""Exams: multiple-choice questions, answered by the likelihood of each choice (Fig. 12 of the paper), and held-out text.
 
-    ppomax exam runs/sft/final runs/ppo/final --data world/exam.jsonl --output_dir runs/exam
+    ppomax exam runs/sft/final runs/ppo/final --data world/exam.jsonl --text held_out.jsonl --output_dir runs/exam
+    ppomax exam runs/sft/final runs/ppo/final --tasks ceval-valid mmlu --shots 5 --output_dir runs/exam
 
-The prompt is plain text, with few-shot examples of the same subject before it and a blank line between them::
+Questions from files (``--data``) are scored here, so that an exam needs no further package and no network; those of
+lm-evaluation-harness (``--tasks``) are asked and scored by it (``exam_tasks.py``). On the same questions in the same form both
+give the same log-likelihoods, to rounding. How a question becomes text is told in ``exam_form.py``, what is scored in
+``exam_scoring.py``, the loss on text in ``text_loss.py``. Three measures, by lm-eval's names, come of the same sums:
 
-    Question: What does the velka eat?
-    Answer:
+    acc         the largest sum. It is the probability of the answer as a whole, full stop included: right where the choices
+                are complete answers in a form that the model has met, as in the embedded world. This is the headline.
+    acc_norm    per character of the choice, for free-form choices of unequal length
+    acc_bytes   per byte (UTF-8)
 
-(问题： and 答案： where question or choices are written in Chinese characters). The continuation of a choice is its text and
-a full stop: `` river moss.`` or ``河苔。``. With ``score: letter`` the choices stand under the question as lines A. to D.,
-and the letters are scored.
-
-Whole and prompt are encoded each as one text, and all tokens after the ones that the prompt and *all* choices of the
-question share are scored: a tokenizer may merge the end of the prompt with the beginning of a choice, and no choice then
-gets a token for nothing. Three measures come of the same log-likelihoods:
-
-    acc        the largest sum. It is the probability of the answer as a whole, full stop included: right where the choices
-               are complete answers in a form that the model has met, as in the embedded world. This is the headline.
-    acc_norm   per byte of the choice's text (UTF-8), for free-form choices of unequal length
-    acc_token  per token
-
-Written to output_dir: config.yaml, items.jsonl (log-likelihoods of every choice), result.json, exam.png and exam.svg.
+Written to output_dir: config.yaml, items.jsonl (log-likelihoods of every choice), texts.jsonl (loss of every text),
+result.json, exam.png and exam.svg.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
-from torch import nn
 
-from ppomax.config import Section
-from ppomax.data.batches import pad_sequences, token_budget
-from ppomax.data.chat import ChatFormat, truncate_left
+from ppomax.config import Mixture, Section
+from ppomax.data.chat import ChatFormat
+from ppomax.data.records import Text
+from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
 from ppomax.evaluate.exam_files import LETTERS, Exam, Question, first_of_each, load_exam
+from ppomax.evaluate.exam_form import HEADLINE, MEASURES, best_choice, choice_texts
+from ppomax.evaluate.exam_scoring import encode, log_likelihoods
 from ppomax.evaluate.reward_model import wilson
+from ppomax.evaluate.text_loss import summarise_losses, text_losses, text_windows
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_causal_lm, load_tokenizer
-from ppomax.models.precision import precision
-from ppomax.models.responses import ResponseBatch, response_logprobs
 from ppomax.options import dump_yaml
 from ppomax.output_dir import claim
 from ppomax.train.checkpoint import write_atomic
@@ -55,27 +48,32 @@ from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import plain
 
-MEASURES = ("acc", "acc_norm", "acc_token")
-HEADLINE = "acc"
-CHINESE = re.compile(r"[\u3400-\u9fff]")
 Lists = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 class ExamConfig(Section):
-    """Multiple-choice questions from local files, answered by likelihood, several models side by side."""
+    """Multiple-choice questions, from local files or lm-eval's tasks, answered by likelihood, several models side by side."""
 
     models: Lists = Field(min_length=1)
     """model directories or hub names; differences are taken from the first one"""
-    data: Lists = Field(min_length=1)
+    data: Lists = Field([])
     """files or folders: JSON lines (subject, category, split, question, choices, answer) or C-Eval's CSV"""
+    tasks: Lists = Field([])
+    """tasks, groups or tags by lm-eval's names (ceval-valid, mmlu, ...); needs ppomax[lm-eval], and mostly the hub"""
+    task_folder: str | None = None
+    """folder of further task files (YAML) of lm-eval's layout, whose names `tasks` may then use"""
+    text: Mixture = Field([])
+    """held-out plain text (`text` layout), on which the language-modelling loss is measured"""
     output_dir: str | None = None
     """folder for result.json, items.jsonl and the figure; one that holds something is refused; null: the table only"""
     shots: int = Field(3, ge=0)
-    """few-shot examples before a question: the first dev rows of its subject; 0 = none"""
+    """few-shot examples before a question: the first dev rows of its subject, or as lm-eval's task chooses; 0 = none"""
     score: Literal["text", "letter"] = "text"
-    """what is scored: the text of each choice, or its letter with the choices listed under the question"""
+    """of `data`: whether the text of each choice is scored, or its letter with the choices listed under the question"""
     per_subject: int | None = Field(None, ge=1)
-    """at most this many questions of each subject, the first ones; null: all"""
+    """at most this many questions of each subject or task, the first ones; null: all"""
+    split_seed: int = 0
+    """seed of hash splits of `text`"""
     micro_batch_tokens: int = Field(8192, ge=1)
     """padded tokens of one forward pass; affects memory and speed only"""
     device: str = "auto"
@@ -86,127 +84,27 @@ class ExamConfig(Section):
     """run Python code that comes with a model"""
 
 
-@dataclass(frozen=True)
-class Form:
-    """How a question becomes text in one language."""
+@dataclass
+class Paper:
+    """What every model is asked."""
 
-    question: str
-    answer: str
-    before: str
-    """between the answer's colon and the choice"""
-    full_stop: str
-    ends: str
-    """a choice that ends so gets no full stop"""
-
-
-FORMS = {
-    "en": Form("Question: ", "Answer:", " ", ".", ".!?"),
-    "zh": Form("问题：", "答案：", "", "。", "。！？.!?"),
-}
+    exam: Exam = field(default_factory=Exam)
+    questions: list[Question] = field(default_factory=list)
+    tasks: Any = None
+    """`exam_tasks.Tasks`, or None"""
+    texts: list[str] = field(default_factory=list)
+    text_lines: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The choices of a question, each after the prompt; the first ``shared`` tokens of all are the same."""
+@dataclass
+class Sat:
+    """What one model made of it."""
 
-    ids: list[list[int]]
-    shared: int
-    shots: int
-    """examples that fitted into the context"""
-    cut: bool
-    """the question itself lost its left"""
-
-
-def form_of(question: Question) -> Form:
-    """Chinese where the question or a choice has Chinese characters."""
-    return FORMS["zh" if CHINESE.search(question.question + "".join(question.choices)) else "en"]
-
-
-def exam_text(question: Question, shots: Sequence[Question], score: str = "text") -> tuple[str, list[str]]:
-    """(prompt, continuation of each choice)."""
-    form = form_of(question)
-
-    def continuations(q: Question) -> list[str]:
-        if score == "letter":
-            return [form.before + LETTERS[i] for i in range(len(q.choices))]
-        return [form.before + c + ("" if c.endswith(tuple(form.ends)) else form.full_stop) for c in q.choices]
-
-    def asked(q: Question) -> str:
-        listed = [f"{LETTERS[i]}. {c}" for i, c in enumerate(q.choices)] if score == "letter" else []
-        return "\n".join([form.question + q.question, *listed, form.answer])
-
-    examples = [asked(q) + continuations(q)[q.answer] for q in shots]
-    return "\n\n".join([*examples, asked(question)]), continuations(question)
-
-
-def encode(
-    chat: ChatFormat, question: Question, shots: Sequence[Question], score: str, room: int | None
-) -> Encoded | None:
-    """Examples leave from the left until everything fits ``room`` tokens; then the question loses its own left.
-
-    None where not even the longest choice fits.
-    """
-    for first in range(len(shots) + 1):
-        prompt, choices = exam_text(question, shots[first:], score)
-        start = chat.encode_text(prompt)[:-1]  # without eos
-        ids = [chat.encode_text(prompt + choice)[:-1] for choice in choices]
-        if room is None or max(map(len, ids)) <= room:
-            return Encoded(ids, _shared(start, ids), len(shots) - first, False)
-    assert room is not None
-    shared = _shared(start, ids)
-    longest = max(len(whole) - shared for whole in ids)
-    fitted = truncate_left(start[:shared], [0] * longest, room, chat.bos_id)
-    if fitted is None or not fitted[0]:
-        return None
-    prefix = fitted[0]
-    return Encoded([prefix + whole[shared:] for whole in ids], len(prefix), 0, True)
-
-
-def _shared(prompt: Sequence[int], wholes: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common beginning of the prompt and all wholes; at least 1, and a token is left of each."""
-    shortest = min(len(prompt), *(len(whole) - 1 for whole in wholes))
-    same = next((i for i in range(shortest) if any(whole[i] != prompt[i] for whole in wholes)), shortest)
-    return max(1, same)
-
-
-@torch.no_grad()
-def log_likelihoods(
-    model: nn.Module, encoded: Sequence[Encoded], device: torch.device, micro_batch_tokens: int,
-    *, bf16: bool = False, step: Callable[[int], None] = lambda count: None,
-) -> list[list[float]]:  # fmt: skip
-    """Sum of log-probabilities (nats) of each choice's own tokens, in the order of ``encoded``.
-
-    Right padding with a mask; ``step`` is told how many choices each forward pass did.
-    """
-    jobs = [(q, c) for q, item in enumerate(encoded) for c in range(len(item.ids))]
-    out = [[0.0] * len(item.ids) for item in encoded]
-    for group in token_budget([len(encoded[q].ids[c]) for q, c in jobs], micro_batch_tokens):
-        rows = [encoded[q].ids[c] for q, c in (jobs[i] for i in group)]
-        starts = [encoded[jobs[i][0]].shared for i in group]
-        ids, _ = pad_sequences(rows, 0)
-        lengths = torch.tensor([len(row) for row in rows])
-        prompts = torch.tensor(starts)
-        own = lengths - prompts
-        mask = torch.arange(int(own.max()))[None, :] < own[:, None]
-        batch = ResponseBatch(ids.to(device), lengths.to(device), prompts.to(device), mask.to(device))
-        with precision(device, "bf16" if bf16 else "float32"):
-            logprobs, _ = response_logprobs(model, batch)
-        for i, total in zip(group, logprobs.double().sum(dim=1).tolist(), strict=True):
-            q, c = jobs[i]
-            out[q][c] = total
-        step(len(group))
-    return out
-
-
-def choose(question: Question, encoded: Encoded, sums: Sequence[float], score: str = "text") -> dict[str, int]:
-    """Measure -> number of the choice with the largest value; of equal ones the first."""
-    texts = question.choices if score == "text" else LETTERS[: len(sums)]
-    sizes = {
-        "acc": [1] * len(sums),
-        "acc_norm": [len(text.encode("utf-8")) for text in texts],
-        "acc_token": [len(ids) - encoded.shared for ids in encoded.ids],
-    }
-    return {measure: max(range(len(sums)), key=lambda i: (sums[i] / size[i], -i)) for measure, size in sizes.items()}
+    rows: list[dict[str, Any]]
+    losses: list[tuple[float, int]]
+    """(nats, tokens) of each text"""
+    lm_eval: dict[str, Any] | None
+    """lm-eval's own figures"""
 
 
 def run_exam(config: ExamConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -214,57 +112,131 @@ def run_exam(config: ExamConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Raises UserError for every mistake that the caller can mend, before anything is written over.
     """
+    if not (config.data or config.tasks or config.text):
+        raise UserError("missing data: give --data FILES, --tasks NAMES or --text FILES")
     ranks = join(config.device)
-    out = _open(config, resume)
+    if config.tasks and ranks.size > 1:
+        raise UserError("tasks: lm-eval runs in one process here; start without torchrun")
+    out = None
+    if config.output_dir is not None:
+        may_change = {"output_dir", "device", "micro_batch_tokens"}
+        out, _ = claim(config, config.output_dir, "an exam", resume=resume, may_change=may_change)
     if out is not None and resume and (out / "result.json").exists():
         return dict(json.loads((out / "result.json").read_text(encoding="utf-8")))
     if len(set(config.models)) < len(config.models):
         raise UserError("models: the same one is named twice")
 
-    exam = load_exam(config.data)
-    for line in exam.lines() if ranks.is_main else []:
-        print(line, file=sys.stderr, flush=True)
-    questions = first_of_each(exam.questions, config.per_subject)
+    paper = _paper(config, ranks)
     # every name is tried before the first model takes its minutes
-    chats = {name: ChatFormat(load_tokenizer(name, config.trust_remote_code)) for name in config.models}
-    items = {name: _sit(config, name, chat, exam, questions, ranks) for name, chat in chats.items()}
-    result: dict[str, Any] = plain({
-        "headline": HEADLINE, "score": config.score, "shots": config.shots, "questions": len(questions),
-        "data": exam.counts, "beyond_per_subject": len(exam.questions) - len(questions),
-        "models": {name: summarise(rows) for name, rows in items.items()},
-        "against_first": {name: against(items[config.models[0]], items[name]) for name in config.models[1:]},
-    })  # fmt: skip
+    tokenizers = {name: load_tokenizer(name, config.trust_remote_code) for name in config.models}
+    sat = {name: _sit(config, name, tokenizer, paper, ranks) for name, tokenizer in tokenizers.items()}
+    result = _result(config, paper, sat)
     if out is not None and ranks.is_main:
-        from ppomax.report.exam_figure import exam_bars
-
-        # nothing is written before this point: a mistake or a kill leaves no half exam behind
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "config.yaml", dump_yaml(config))
-        for suffix in ("png", "svg"):
-            exam_bars(result, out / f"exam.{suffix}")
-        rows = [{"model": name, **row} for name, found in items.items() for row in found]
-        write_atomic(out / "items.jsonl", "".join(json.dumps(plain(r), ensure_ascii=False) + "\n" for r in rows))
-        write_atomic(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        _write(config, out, result, paper, sat)
     ranks.barrier()
     return result
 
 
-def _open(config: ExamConfig, resume: bool) -> Path | None:
-    """The output folder, if there may be written."""
-    if config.output_dir is None:
-        return None
-    may_change = {"output_dir", "device", "micro_batch_tokens"}
-    return claim(config, config.output_dir, "an exam", resume=resume, may_change=may_change)[0]
+def _paper(config: ExamConfig, ranks: Ranks) -> Paper:
+    """Everything that is asked, read before any model is."""
+    paper = Paper(exam=load_exam(config.data))
+    paper.questions = first_of_each(paper.exam.questions, config.per_subject)
+    lines = paper.exam.lines()
+    if config.text:
+        records, report = load_mixture(config.text, "text", split_seed=config.split_seed)
+        paper.texts = [r.text for r in records if isinstance(r, Text)]
+        paper.text_lines = report.lines()
+        lines += paper.text_lines
+    if config.tasks:
+        from ppomax.evaluate.exam_tasks import load_tasks
+
+        paper.tasks = load_tasks(config.tasks, config.task_folder, config.shots)
+        lines += paper.tasks.lines()
+    elif config.task_folder is not None:
+        raise UserError("task_folder: acts with tasks only: name those that shall be sat, --tasks NAME")
+    for line in lines if ranks.is_main else []:
+        print(line, file=sys.stderr, flush=True)
+    return paper
 
 
-def _sit(
-    config: ExamConfig, name: str, chat: ChatFormat, exam: Exam, questions: Sequence[Question], ranks: Ranks
-) -> list[dict[str, Any]]:
-    """One model's answers, one row a question that fits its context."""
+def _result(config: ExamConfig, paper: Paper, sat: dict[str, Sat]) -> dict[str, Any]:
+    first = sat[config.models[0]]
+    asked = len(first.rows)
+    there = len(paper.exam.questions) + (paper.tasks.questions if paper.tasks is not None else 0)
+    result: dict[str, Any] = {
+        "headline": HEADLINE, "score": config.score, "shots": config.shots, "questions": asked,
+        "data": paper.exam.counts, "beyond_per_subject": there - asked,
+        "models": {name: summarise(own.rows) if asked else {} for name, own in sat.items()},
+        "against_first": {name: against(first.rows, sat[name].rows) for name in config.models[1:]} if asked else {},
+    }  # fmt: skip
+    if paper.tasks is not None:
+        result["tasks"] = paper.tasks.counts()
+        result["lm_eval"] = {name: own.lm_eval for name, own in sat.items()}
+    if paper.texts:
+        sizes = [len(text.encode("utf-8")) for text in paper.texts]
+        losses = {name: own.losses for name, own in sat.items()}
+        result["text"] = {"data": paper.text_lines, **summarise_losses(losses, sizes)}
+    return dict(plain(result))
+
+
+def _write(config: ExamConfig, out: Path, result: dict[str, Any], paper: Paper, sat: dict[str, Sat]) -> None:
+    from ppomax.report.exam_figure import exam_bars
+
+    # nothing is written before this point: a mistake or a kill leaves no half exam behind
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "config.yaml", dump_yaml(config))
+    for suffix in ("png", "svg"):
+        exam_bars(result, out / f"exam.{suffix}")
+    if result["questions"]:
+        write_atomic(out / "items.jsonl", _lines([{"model": m, **row} for m, own in sat.items() for row in own.rows]))
+    if paper.texts:
+        rows = [
+            {"text": text, "bytes": len(text.encode("utf-8")),
+             "models": {m: {"nats": own.losses[i][0], "tokens": own.losses[i][1]} for m, own in sat.items()}}
+            for i, text in enumerate(paper.texts)
+        ]  # fmt: skip
+        write_atomic(out / "texts.jsonl", _lines(rows))
+    write_atomic(out / "result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _sit(config: ExamConfig, name: str, tokenizer: Any, paper: Paper, ranks: Ranks) -> Sat:
+    """One model: the questions of files, lm-eval's tasks, the texts."""
     model = load_causal_lm(name, ranks.device, config.trust_remote_code).eval()
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    mine = ranks.share(list(questions))
-    shots = [exam.examples.get((q.data, q.subject), [])[: config.shots] for q in mine]
+    # plain text is all that is encoded: any template will do, and a pretrained model has none
+    chat = ChatFormat(tokenizer, "human_assistant_en")
+    bf16 = config.precision == "bf16"
+    sat = Sat(_answer(config, name, model, chat, room, paper, ranks) if paper.questions else [], [], None)
+    if paper.tasks is not None:
+        from ppomax.evaluate.exam_tasks import sit_tasks
+
+        size = max(1, config.micro_batch_tokens // (room or config.micro_batch_tokens))
+        rows, sat.lm_eval = sit_tasks(
+            model, tokenizer, paper.tasks, per_task=config.per_subject, batch_size=size, bf16=bf16
+        )
+        sat.rows += rows
+    _check(name, sat.rows, room, ranks)
+    if paper.texts:
+        windows = [text_windows(chat, text, room) for text in ranks.share(paper.texts)]
+        with ProgressLine(f"text {name}", sum(map(len, windows)), quiet=not ranks.is_main) as bar:
+            mine = text_losses(model, windows, ranks.device, config.micro_batch_tokens, bf16=bf16, step=bar.step)
+        sat.losses = ranks.collect(mine)
+        broken = next((i for i, (nats, _) in enumerate(sat.losses) if math.isnan(nats)), None)
+        if broken is not None:
+            raise UserError(f"{name}: the loss is not a number at text {broken + 1}: the model is broken")
+    return sat
+
+
+def _answer(
+    config: ExamConfig, name: str, model: Any, chat: ChatFormat, room: int | None, paper: Paper, ranks: Ranks
+) -> list[dict[str, Any]]:
+    """A row for each question of files."""
+    mine = ranks.share(paper.questions)
+    shots = [paper.exam.examples.get((q.data, q.subject), [])[: config.shots] for q in mine]
     encoded = [encode(chat, q, s, config.score, room) for q, s in zip(mine, shots, strict=True)]
     fitting = [item for item in encoded if item is not None]
     with ProgressLine(f"exam {name}", sum(len(item.ids) for item in fitting), quiet=not ranks.is_main) as bar:
@@ -276,7 +248,7 @@ def _sit(
     rows: list[dict[str, Any]] = []
     for q, wanted, item in zip(mine, shots, encoded, strict=True):
         found = next(sums) if item is not None else []
-        chosen = choose(q, item, found, config.score) if item is not None else {}
+        chosen = best_choice(found, choice_texts(q, config.score)) if item is not None else {}
         rows.append({
             "where": q.where, "data": q.data, "subject": q.subject, "category": q.category,
             "question": q.question, "choices": list(q.choices), "answer": LETTERS[q.answer],
@@ -285,7 +257,11 @@ def _sit(
             "tokens": [len(ids) - item.shared for ids in item.ids] if item else [],
             "chosen": {measure: LETTERS[i] for measure, i in chosen.items()},
         })  # fmt: skip
-    rows = ranks.collect(rows)
+    return ranks.collect(rows)
+
+
+def _check(name: str, rows: Sequence[dict[str, Any]], room: int | None, ranks: Ranks) -> None:
+    """Say what did not fit; UserError where the model is broken, or nothing fits."""
     broken = next((row for row in rows if any(math.isnan(value) for value in row["loglikelihood"])), None)
     if broken is not None:  # asked after the exchange, so that all ranks stop together
         raise UserError(f"{name}: a log-likelihood is not a number at {broken['where']}: the model is broken")
@@ -297,9 +273,8 @@ def _sit(
         count = sum(int(row[key]) for row in rows)
         if count and ranks.is_main:
             print(f"{name}: {count} {told.format(room=room)}", file=sys.stderr, flush=True)
-    if all(row["too_long"] for row in rows):
+    if rows and all(row["too_long"] for row in rows):
         raise UserError(f"{name}: no question fits its context of {room} tokens")
-    return rows
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -309,7 +284,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def one(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
         out: dict[str, Any] = {"n": len(part), "chance": sum(1 / len(r["choices"]) for r in part) / len(part)}
         for measure in MEASURES:
-            right = sum(r["chosen"][measure] == r["answer"] for r in part)
+            right = sum(r["chosen"][measure] in r["answer"] for r in part)
             out[measure] = {"accuracy": right / len(part), "interval": wilson(right, len(part))}
         return out
 
@@ -327,7 +302,7 @@ def against(first: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) ->
     """The headline of ``other`` less that of ``first`` on the questions that both sat, with an exact sign test."""
 
     def right(row: dict[str, Any]) -> bool:
-        return bool(row["chosen"][HEADLINE] == row["answer"])
+        return bool(row["chosen"][HEADLINE] in row["answer"])
 
     both = [(right(a), right(b)) for a, b in zip(first, other, strict=True) if not (a["too_long"] or b["too_long"])]
     gained, lost = sum(b and not a for a, b in both), sum(a and not b for a, b in both)

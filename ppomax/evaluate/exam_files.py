@@ -208,9 +208,7 @@ def _question(row: Any, data: str, where: str, stem: str) -> tuple[str, Question
         raise ValueError(f"answer {answer!r}: there are {len(choices)} choices")
     subject = str(row.get("subject") or stem)
     category = str(row.get("category") or GROUP_OF.get(subject, NO_GROUP))
-    return str(split), Question(
-        data, where, subject, category, question.strip(), tuple(c.strip() for c in choices), number
-    )
+    return str(split), Question(data, where, subject, category, question.strip(), tuple(choices), number)
 
 
 def first_of_each(questions: Sequence[Question], per_subject: int | None) -> list[Question]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ppomax.cli import main
 from ppomax.data.chat import ChatFormat
 from ppomax.errors import UserError
-from ppomax.evaluate.exam import Encoded, against, choose, encode, exam_text, log_likelihoods, summarise
+from ppomax.evaluate.exam import against, summarise
 from ppomax.evaluate.exam_files import GROUP_OF, Question, load_exam
+from ppomax.evaluate.exam_form import C_EVAL_NAMES, best_choice, choice_texts, exam_text
+from ppomax.evaluate.exam_scoring import encode, log_likelihoods
 from ppomax.models.fresh import new_model
 from ppomax.world import World
 from ppomax.world.exam import LETTERS, exam_prompt
@@ -124,10 +127,17 @@ def test_full_stops_are_not_doubled() -> None:
 
 
 def test_letters() -> None:
+    """The words of lm-eval's tasks of MMLU and of C-Eval."""
     shot = question("Sky?", ("blue", "red"), 0)
     prompt, continuations = exam_text(question("Grass?", ("red", "green"), 1), [shot], "letter")
-    assert prompt == "Question: Sky?\nA. blue\nB. red\nAnswer: A\n\nQuestion: Grass?\nA. red\nB. green\nAnswer:"
+    head = "The following are multiple choice questions (with answers) about s.\n\n"
+    assert prompt == f"{head}Sky?\nA. blue\nB. red\nAnswer: A\n\nGrass?\nA. red\nB. green\nAnswer:"
     assert continuations == [" A", " B"]
+    asked = replace(question("谁？", ("甲", "乙"), 1), subject="law")
+    prompt, continuations = exam_text(asked, [], "letter")
+    assert prompt == "以下是中国关于法学的单项选择题，请选出其中的正确答案。\n\n谁？\nA. 甲\nB. 乙\n答案："
+    assert continuations == [" A", " B"]
+    assert exam_text(replace(asked, subject="chess"), [], "letter")[0].startswith("以下是单项选择题，请选出")
 
 
 class Merging:
@@ -152,13 +162,12 @@ def test_a_token_over_the_border_is_scored_for_all_choices() -> None:
 
 
 def test_three_measures_by_hand() -> None:
-    asked = question("Q?", ("aa", "bbbbbbbb", "十"), 0)
-    item = Encoded([[9] * 5, [9] * 11, [9] * 13], 3, 0, False)  # 2, 8, 10 own tokens; 2, 8, 3 bytes
-    # sums -4, -8, -6; per byte -2, -1, -2; per token -2, -1, -.6
-    assert choose(asked, item, [-4.0, -8.0, -6.0]) == {"acc": 0, "acc_norm": 1, "acc_token": 2}
-    assert choose(asked, item, [-4.0, -16.0, -6.0]) == {"acc": 0, "acc_norm": 0, "acc_token": 2}  # of equals the first
-    assert choose(asked, item, [-4.0, -16.0, -5.0])["acc_norm"] == 2  # one character, but three bytes
-    assert choose(asked, item, [-4.0, -3.9, -6.0], "letter")["acc_norm"] == 1
+    texts = ["aa", "bbbbbbbb", "十甲乙"]  # 2, 8, 3 characters; 2, 8, 9 bytes
+    # sums -4, -8, -6; per character -2, -1, -2; per byte -2, -1, -.67
+    assert best_choice([-4.0, -8.0, -6.0], texts) == {"acc": 0, "acc_norm": 1, "acc_bytes": 2}
+    assert best_choice([-4.0, -16.0, -18.0], texts) == {"acc": 0, "acc_norm": 0, "acc_bytes": 0}  # of equals the first
+    asked = question("Q?", (" me ", "Nobody."), 0)
+    assert choice_texts(asked) == ["me.", "Nobody."] and choice_texts(asked, "letter") == ["A", "B"]
 
 
 # ------------------------------------------------------------------------------------- a short context
@@ -188,7 +197,7 @@ def test_examples_leave_from_the_left_then_the_question() -> None:
 
 def answered(right: str, *, chosen: str = "A", subject: str = "s", category: str = "c", n: int = 4) -> dict[str, Any]:
     return {
-        "answer": right, "chosen": dict.fromkeys(("acc", "acc_norm", "acc_token"), chosen), "subject": subject,
+        "answer": right, "chosen": dict.fromkeys(("acc", "acc_norm", "acc_bytes"), chosen), "subject": subject,
         "category": category, "data": "d", "choices": ["x"] * n, "too_long": False, "shots_dropped": 0, "cut": False,
     }  # fmt: skip
 
@@ -245,7 +254,7 @@ def test_c_eval_folder(tmp_path: Path) -> None:
 
 
 def test_c_eval_has_52_subjects() -> None:
-    assert len(GROUP_OF) == 52
+    assert len(GROUP_OF) == 52 and C_EVAL_NAMES.keys() == GROUP_OF.keys()
     assert sorted(list(GROUP_OF.values()).count(g) for g in set(GROUP_OF.values())) == [10, 11, 11, 20]
 
 
