@@ -75,10 +75,10 @@ class TransformersEngine:
         tokens: list[list[int]] = [[] for _ in prompts]
         finished = [False] * len(prompts)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(prompts), self.sampling.batch_size):
-            chosen = by_length[start : start + self.sampling.batch_size]
-            # around all steps: the weights are gathered, and made bf16, once and not at every token
-            with self.precision(), whole(self.model) as model:
+        # around all steps: the weights are gathered, and made bf16, once and not at every token
+        with self.precision(), whole(self.model) as model:
+            for start in range(0, len(prompts), self.sampling.batch_size):
+                chosen = by_length[start : start + self.sampling.batch_size]
                 drawing = self._decode(model, [prompts[i] for i in chosen], [seeds[i] for i in chosen])
                 for rows, drawn, ends in drawing:
                     for row, token, end in zip(rows, drawn, ends, strict=True):
