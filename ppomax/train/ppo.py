@@ -41,8 +41,8 @@ from ppomax.rl.rewards import KLController, kl_estimate, penalise, shape_scores,
 from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.experience import Experience
 from ppomax.rollout.transformers_engine import TransformersEngine
-from ppomax.train.checkpoint import restore_rng, rng_state, seed_everything
-from ppomax.train.optim import learning_rate, make_optimizer, set_learning_rate
+from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
+from ppomax.train.optim import learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.ppo_guard import Guard
 from ppomax.train.ppo_score import score
@@ -52,6 +52,7 @@ from ppomax.train.ppo_watch import LiveJudge, watch
 from ppomax.train.progress import ProgressLine
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
+from ppomax.train.sharding import to_save
 from ppomax.watch.collapse import Alarm
 from ppomax.watch.metrics import experience_metrics, response_metrics
 
@@ -297,10 +298,9 @@ def train_ppo(
 
 
 def restore_weights(states: dict[str, Any], policy: Any, critic: Any, optimizers: dict[str, Any]) -> None:
-    load_trainable_state(policy, states["policy"])
-    load_trainable_state(critic, states["critic"])
-    optimizers["policy"].load_state_dict(states["policy_optim"])
-    optimizers["critic"].load_state_dict(states["critic_optim"])
+    for name, model in (("policy", policy), ("critic", critic)):
+        load_trainable_state(model, placed(states[name], trainable_state(model)))
+        load_optimizer(optimizers[name], states[f"{name}_optim"])
 
 
 def save(
@@ -375,6 +375,7 @@ def require_finite(numbers: dict[str, float], iteration: int, guard: Guard) -> N
 
 def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, history: Sequence[dict[str, Any]]) -> None:
     """Write final/ with a model card."""
+    policy = to_save(setup.policy)
     if ranks.is_main:
         tokenizer = setup.chat_format.tokenizer
         tokenizer.chat_template = setup.chat_format.jinja
@@ -387,5 +388,5 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
             "## Settings", "", "```yaml", dump_yaml(config).rstrip(), "```", "",
         ])  # fmt: skip
         run.write("report.html", ppo_page(run.path))
-        save_final(setup.policy, tokenizer, run.final, stage="ppo", card=card)
+        save_final(policy, tokenizer, run.final, stage="ppo", card=card)
     ranks.barrier()

@@ -8,6 +8,7 @@ import torch
 
 from ppomax.config import PPOConfig
 from ppomax.data.batches import token_budget
+from ppomax.models.passes import even_passes
 from ppomax.models.precision import precision
 from ppomax.models.responses import response_logprobs, response_values, sequence_nll
 from ppomax.rollout.engine import Completion
@@ -41,7 +42,9 @@ def score(
     total, by_source = combine(setup.sources, to_samples(setup, prompts, completions))
     experience.scores = total.float().cpu()
     temperature = sampling_temperature(config)
-    for rows in token_budget(experience.lengths.tolist(), config.micro_batch_tokens):
+    micro_batches = token_budget(experience.lengths.tolist(), config.micro_batch_tokens)
+    for rows in even_passes(micro_batches, setup.policy, setup.critic, setup.reference):
+        rows = rows or [0]  # once more, beside ranks that are not done
         batch = to_batch(experience.select(rows), ranks.device)
         index, width = torch.tensor(rows), batch.mask.shape[1]
         with precision(ranks.device, config.precision):
@@ -54,4 +57,5 @@ def score(
         experience.ref_logprobs[index, :width] = ref_logprobs.cpu()
         experience.values[index, :width] = values.cpu()
         experience.sequence_nll[index] = nll.cpu()
+    setup.frozen_go_home()
     return experience, {name: values.tolist() for name, values in by_source.items()}

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ppomax.data.chat import ChatFormat, fit_dialogue
 from ppomax.data.records import Dialogue, Message, Prompt, Text, split_key, unit_hash
 from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
+from ppomax.models.adapters import adapter
 from ppomax.models.loading import (
     add_lora,
     check_fits,
@@ -32,6 +33,7 @@ from ppomax.models.loading import (
 )
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
+from ppomax.train.sharding import Offloaded, divide, first_device, frozen_device, go_home, put_aside
 
 RewardFunction = Callable[..., Sequence[float]]
 
@@ -73,6 +75,8 @@ class Setup:
     judge_prompts: list[EncodedPrompt]
     ptx: list[tuple[list[int], list[bool]]]
     """ids and trained-token masks"""
+    bench: list[Offloaded] = field(default_factory=list)
+    """frozen models that are on the device only while they score"""
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[Any]:
@@ -80,8 +84,18 @@ class Setup:
         if self.reference is not None:
             yield self.reference
         else:
-            with self.policy.disable_adapter():
+            with adapter(self.policy, None):
                 yield self.policy
+
+    @property
+    def models(self) -> list[Any]:
+        """Every model whose passes the ranks may have to make together."""
+        members = [member for source in [*self.sources, *self.judges] for member in getattr(source, "members", [])]
+        return [self.policy, self.critic, self.reference, *(member.model for member in members)]
+
+    def frozen_go_home(self) -> None:
+        """Scoring is over: free the device of frozen models, where they are offloaded."""
+        go_home(self.bench)
 
 
 def say(ranks: Ranks, *lines: str) -> None:
@@ -95,7 +109,8 @@ def prepare(
     reward: Any = None, prompts: Sequence[Prompt] | None = None, ptx: Sequence[Dialogue | Text] | None = None,
 ) -> Setup:  # fmt: skip
     """Load what is not given in memory; every mistake is a UserError before anything is written."""
-    device, trust = ranks.device, config.trust_remote_code
+    device, trust = first_device(config.parallel, ranks), config.trust_remote_code
+    at_rest = frozen_device(config.parallel, ranks)
     if config.rollout_batch % config.sampling.samples_per_prompt:
         raise UserError(
             f"rollout_batch = {config.rollout_batch}: not a multiple of sampling.samples_per_prompt = "
@@ -121,7 +136,7 @@ def prepare(
     sources, judges = (
         [
             make_source(
-                (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=device,
+                (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=at_rest,
                 precision=config.precision, micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=trust,
             )
             for source in group
@@ -130,18 +145,17 @@ def prepare(
     )  # fmt: skip
     if critic is None:
         critic = _critic(config, policy, tokenizer, sources, device, trust)
-    else:
-        critic = critic.to(device, torch.float32).eval()
-    frozen = [member.model for source in sources for member in getattr(source, "members", [])]
+    frozen = [member.model for source in [*sources, *judges] for member in getattr(source, "members", [])]
     if any(critic is model for model in frozen):  # the critic is trained, the reward model it starts from is not
         critic = copy.deepcopy(critic)
+    critic = critic.to(device, torch.float32).eval()
     if reference is None and config.reference is not None:
-        reference = load_causal_lm(config.reference, device, trust)
+        reference = load_causal_lm(config.reference, at_rest, trust)
         _same_tokens(tokenizer, config.reference, "reference", trust)
     if reference is policy or (reference is None and config.lora is None):
         reference = copy.deepcopy(policy)
     if reference is not None:
-        freeze(reference.to(device))
+        frozen.append(freeze(reference.to(at_rest)))
     models = {"policy": policy, "critic": critic, "reference": reference}
     _fit_contexts(config, tokenizer, models, [*training, *held_out], mixed)
     policy.requires_grad_(True)
@@ -149,10 +163,15 @@ def prepare(
     if config.lora is not None:
         policy = add_lora(policy, config.lora, "CAUSAL_LM")
         critic = add_lora(critic, config.lora, "SEQ_CLS")
+    for model in (policy, critic):
+        divide(model, config.parallel, ranks, config.precision)
+    bench: list[Offloaded] = []
+    for model in {id(model): model for model in frozen}.values():
+        put_aside(model, config.parallel, ranks, config.precision, bench)
 
     return Setup(
         policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
-        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed,
+        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed, bench,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppomax.config import PPOConfig
 from ppomax.data.batches import pad_sequences, token_budget
 from ppomax.models.logprobs import hidden_states, token_logprobs
+from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.models.responses import ResponseBatch, response_logprobs, response_values
 from ppomax.rl.losses import MAX_LOG_RATIO, entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
@@ -76,6 +77,15 @@ def policy_token_losses(
     return surrogate_loss(ratio, advantages, clip_low=low, clip_high=high, dual_clip=s.dual_clip), ratio
 
 
+@whole_pass
+def _trained_nll(model: Any, ids: Tensor, attention: Tensor, learn: Tensor) -> Tensor:
+    """Sum of the NLL of the tokens that ``learn`` marks, a scalar; all arguments (B, S)."""
+    hidden = hidden_states(model, ids, attention)
+    row, column = learn[:, 1:].nonzero(as_tuple=True)
+    logprobs, _ = token_logprobs(model, hidden[row, column], ids[row, column + 1])
+    return -logprobs.sum()
+
+
 class Updater:
     """Policy, critic and their optimisers, and the step that changes them."""
 
@@ -94,12 +104,14 @@ class Updater:
         micro_batches = [
             [mine[i] for i in rows] for rows in token_budget(minibatch.lengths[mine].tolist(), config.micro_batch_tokens)
         ] if mine else []  # fmt: skip
+        micro_batches = even_passes(micro_batches, self.policy, self.critic)
         pull = self._entropy_pull(minibatch, micro_batches, tokens) if policy else 0.0
         sums = torch.zeros(6, dtype=torch.float64)  # value, policy, clipped, approx kl, entropy, ratio deviation
-        for rows in micro_batches:
+        for mine in micro_batches:
+            rows = mine or [0]  # nothing left: beside ranks that are not done, any row does, and counts for nothing
             part = minibatch.select(rows)
             batch = to_batch(part, device)
-            mask, width = batch.mask, batch.mask.shape[1]
+            mask, width = batch.mask & bool(mine), batch.mask.shape[1]
             old, ref = part.logprobs.to(device), part.ref_logprobs.to(device)
             old_values, returns = part.values.to(device), part.returns.to(device)
 
@@ -166,10 +178,10 @@ class Updater:
         total = torch.zeros((), device=self.ranks.device)
         with torch.no_grad(), precision(self.ranks.device, self.config.precision):
             for rows in micro_batches:
-                batch = to_batch(minibatch.select(rows), self.ranks.device)
+                batch = to_batch(minibatch.select(rows or [0]), self.ranks.device)
                 _, entropy = response_logprobs(self.policy, batch, temperature=self.temperature, entropy=True)
                 assert entropy is not None
-                total += torch.where(batch.mask, entropy, 0).sum()
+                total += torch.where(batch.mask & bool(rows), entropy, 0).sum()
         mean = (self.ranks.sum(total) / tokens).requires_grad_()
         with torch.enable_grad():
             entropy_loss(mean, coef=config.coef, target=config.target).backward()
@@ -182,15 +194,13 @@ class Updater:
         trained = sum(sum(mask) for _, mask in records)
         mine = self.ranks.share(records)
         total = 0.0
-        for rows in token_budget([len(ids) for ids, _ in mine], config.micro_batch_tokens) if mine else []:
-            ids, attention = pad_sequences([mine[i][0] for i in rows], pad_id=0)
-            learn, _ = pad_sequences([[int(m) for m in mine[i][1]] for i in rows], pad_id=0)
+        for rows in even_passes(token_budget([len(ids) for ids, _ in mine], config.micro_batch_tokens), self.policy):
+            part = [mine[i] for i in rows] or records[:1]
+            ids, attention = pad_sequences([ids for ids, _ in part], pad_id=0)
+            learn, _ = pad_sequences([[int(m) for m in mask] for _, mask in part], pad_id=0)
             ids, attention, learn = ids.to(device), attention.to(device), learn.to(device).bool()
             with precision(device, config.precision):
-                hidden = hidden_states(self.policy, ids, attention)
-                row, column = learn[:, 1:].nonzero(as_tuple=True)
-                logprobs, _ = token_logprobs(self.policy, hidden[row, column], ids[row, column + 1])
-            loss = -logprobs.sum() / trained
+                loss = _trained_nll(self.policy, ids, attention, learn) * bool(rows) / trained
             (config.ptx.coef * loss).backward()
             total += loss.item()
         return total

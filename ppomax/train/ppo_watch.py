@@ -14,6 +14,7 @@ from ppomax.config import PPOConfig
 from ppomax.errors import UserError
 from ppomax.evaluate.live import Baseline, JudgedAnswer, evaluation_numbers
 from ppomax.models.loading import save_final
+from ppomax.models.passes import even_passes
 from ppomax.rl.rewards import kl_estimate
 from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.reward_sources import combine
@@ -24,6 +25,7 @@ from ppomax.train.ppo_score import score, to_samples
 from ppomax.train.ppo_setup import Setup, say
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import RunDirectory, plain
+from ppomax.train.sharding import to_save
 
 WATCH_STREAM = 10**9
 """keeps the seeds of watched samples apart from those of training samples"""
@@ -41,19 +43,20 @@ def watch(
     mine = ranks.share(setup.watch_prompts)
     seeds = ranks.share([sample_seed(config.seed, WATCH_STREAM, i) for i in range(len(setup.watch_prompts))])
     rows: list[dict[str, Any]] = []
-    if mine:
-        completions = engine.generate([p.ids for p in mine], seeds)
-        experience, _ = score(setup, config, ranks, mine, completions, critic=False)
-        kl = experience.logprobs - experience.ref_logprobs
-        for i, (prompt, completion) in enumerate(zip(mine, completions, strict=True)):
-            rows.append({
-                "iteration": iteration, "update": update, "prompt": [dict(m) for m in prompt.messages],
-                "response": setup.chat_format.decode(completion.response_ids), "score": experience.scores[i].item(),
-                "kl": kl[i].sum().item(), "length": len(completion.response_ids), "finished": completion.finished,
-                "pieces": setup.chat_format.pieces(completion.response_ids),
-                "token_kl": [round(x, 3) for x in kl[i, : len(completion.response_ids)].tolist()],
-            })  # fmt: skip
-    for row in ranks.collect(rows):
+    # a rank without a share answers too: weights may be divided, and then no rank can answer without the others
+    asked, drawn = mine or setup.watch_prompts[:1], seeds or [0]
+    completions = engine.generate([p.ids for p in asked], drawn)
+    experience, _ = score(setup, config, ranks, asked, completions, critic=False)
+    kl = experience.logprobs - experience.ref_logprobs
+    for i, (prompt, completion) in enumerate(zip(asked, completions, strict=True)):
+        rows.append({
+            "iteration": iteration, "update": update, "prompt": [dict(m) for m in prompt.messages],
+            "response": setup.chat_format.decode(completion.response_ids), "score": experience.scores[i].item(),
+            "kl": kl[i].sum().item(), "length": len(completion.response_ids), "finished": completion.finished,
+            "pieces": setup.chat_format.pieces(completion.response_ids),
+            "token_kl": [round(x, 3) for x in kl[i, : len(completion.response_ids)].tolist()],
+        })  # fmt: skip
+    for row in ranks.collect(rows if mine else []):
         run.log(row, "samples.jsonl")
 
 
@@ -90,19 +93,20 @@ class LiveJudge:
         win_rate = numbers["eval/win_rate"]
         if self.config.watch.keep_best and (self.best is None or win_rate > self.best):
             self.best = win_rate
+            policy = to_save(self.setup.policy)
             if self.ranks.is_main:
-                self._keep(line)
+                self._keep(policy, line)
 
     def _answers(self, engine: TransformersEngine) -> list[JudgedAnswer]:
         """This rank's share."""
-        mine = self.ranks.share(self.prompts)
-        if not mine:
-            return []
+        share = self.ranks.share(self.prompts)
+        mine = share or self.prompts[:1]  # weights may be divided: no rank can answer without the others
         seeds = [sample_seed(self.config.seed, WATCH_STREAM, i) for i in range(len(self.prompts))]
-        completions = engine.generate([p.ids for p in mine], self.ranks.share(seeds))
+        completions = engine.generate([p.ids for p in mine], self.ranks.share(seeds) or seeds[:1])
         experience, _ = score(self.setup, self.config, self.ranks, mine, completions, critic=False)
         samples = to_samples(self.setup, mine, completions)
         judged = combine(self.setup.judges, samples)[0].tolist()
+        self.setup.frozen_go_home()
         logprobs, ref_logprobs = experience.logprobs.double(), experience.ref_logprobs.double()
         sums = [  # tensors are 0 outside the response, and so are the estimates
             values.sum(dim=1).tolist()
@@ -116,10 +120,10 @@ class LiveJudge:
             JudgedAnswer(
                 s.response, tuple(s.response_ids), s.finished, judged[i], rewards[i], *(values[i] for values in sums)
             )
-            for i, s in enumerate(samples)
+            for i, s in enumerate(samples[: len(share)])
         ]
 
-    def _keep(self, line: dict[str, Any]) -> None:
+    def _keep(self, policy: Any, line: dict[str, Any]) -> None:
         """RUN/best: a model directory such as final/, and what makes it the best."""
         folder, rate = self.run.path / "best", line["eval/win_rate"]
         card = (
@@ -128,7 +132,7 @@ class LiveJudge:
             f"{line['eval/win_rate_se']:.3f}) against the reference's answers to {len(self.prompts)} held-out prompts. The "
             "highest of several noisy rates is a little too high.\n"
         )
-        save_final(self.setup.policy, self.setup.chat_format.tokenizer, folder, stage="ppo", card=card)
+        save_final(policy, self.setup.chat_format.tokenizer, folder, stage="ppo", card=card)
         about = {"ppomax_win_rate": rate, "iteration": line["iteration"], "update": line["update"]}
         write_atomic(folder / "best.json", json.dumps(about) + "\n")
 
@@ -166,13 +170,17 @@ class LiveJudge:
             ProgressLine(label, len(mine), quiet=not self.ranks.is_main) as bar,
         ):
             engine = TransformersEngine(reference, self.setup.chat_format, sampling, bf16=bf16)
-            for start in range(0, len(mine), 2 * sampling.batch_size):
-                part = mine[start : start + 2 * sampling.batch_size]
+            parts = [list(range(len(mine)))[i : i + 2 * sampling.batch_size] for i in range(0, len(mine), 2 * sampling.batch_size)]
+            for own in even_passes(parts, *self.setup.models):
+                part = [mine[i] for i in own] or [(0, self.prompts[0])]
                 seeds = [sample_seed(self.config.seed, BASELINE_STREAM, i) for i, _ in part]
                 prompts = [prompt for _, prompt in part]
                 completions = engine.generate([p.ids for p in prompts], seeds)
                 samples = to_samples(self.setup, prompts, completions)
                 judged, rewards = (combine(s, samples)[0].tolist() for s in (self.setup.judges, self.setup.sources))
+                self.setup.frozen_go_home()
+                if not own:
+                    continue
                 rows += [
                     {
                         "prompt": [dict(m) for m in p.messages], "response": s.response, "score": judged[i],

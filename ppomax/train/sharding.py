@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppomax.config import ParallelConfig
 from ppomax.errors import UserError
+from ppomax.models.adapters import copy_switches
 from ppomax.train.parallel import Ranks
 
 R = TypeVar("R")
@@ -103,6 +105,7 @@ class Sharded:
         if main_only and not self.ranks.is_main:
             return None
         copied = copy.deepcopy(self.blueprint, memo)
+        copy_switches(self.root, copied)
         path = next(name for name, module in self.root.named_modules() if module is model)
         return copied.get_submodule(path).to(device)
 
@@ -155,7 +158,9 @@ def divide(
     root: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, views: Sequence[nn.Module] = ()
 ) -> None:
     """Make a trained model, complete with its adapters, ready for many devices as the configuration asks."""
-    if parallel.shard != "none" and ranks.size > 1:
+    if parallel.shard != "none" and ranks.size == 1:
+        print(f"warning: parallel.shard: {parallel.shard} does nothing on a single rank", file=sys.stderr)
+    elif parallel.shard != "none":
         shard(root, ranks, keep=parallel.shard == "zero2", bf16=precision == "bf16", views=views)
     if parallel.activation_checkpointing:
         checkpoint_activations(root)
@@ -206,6 +211,23 @@ class Offloaded:
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:
         self.come()
         yield model
+
+
+def frozen_device(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
+    """Where a frozen model is loaded."""
+    return ranks.device if parallel.frozen == "replicate" else torch.device("cpu")
+
+
+def put_aside(
+    model: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, bench: list[Offloaded]
+) -> None:
+    """Make a frozen model ready as the configuration asks."""
+    if parallel.frozen == "offload":
+        offload(model, ranks.device, bench)
+    elif parallel.frozen == "shard" and ranks.size > 1:
+        shard(model, ranks, keep=False, bf16=precision == "bf16")
+    else:
+        model.to(ranks.device)
 
 
 def offload(model: nn.Module, device: torch.device, bench: list[Offloaded]) -> None:
