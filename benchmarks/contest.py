@@ -152,11 +152,20 @@ def ratio(
 
 def table(summary: dict[str, dict[str, Any]], phases: Sequence[str], unit: str = "tokens") -> str:
     """The summary as a Markdown table."""
-    head = ["", *(f"{p}, s" for p in phases), "total, s", f"{unit}/s", "peak, MiB", f"{unit} an iteration"]
+    head = [
+        "",
+        *(f"{p}, s" for p in phases),
+        "total, s",
+        f"{unit}/s",
+        "processor, s",
+        "peak, MiB",
+        f"{unit} an iteration",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, row in summary.items():
         cells = [name, *(f"{row['seconds'][p]:.3f}" for p in (*phases, "total"))]
-        cells += [f"{row['units_per_s']:.1f}", f"{row['peak_mib']:.0f}", f"{row['units']:.0f}"]
+        cells += [f"{row['units_per_s']:.1f}", f"{row['cpu_seconds']['total']:.3f}", f"{row['peak_mib']:.0f}"]
+        cells.append(f"{row['units']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -26,7 +26,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -195,17 +194,28 @@ class Stopped(Exception):
     """Enough iterations were seen."""
 
 
-def watch_iterations(config: PPOConfig, warmup: int, iterations: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each phase over ``iterations``, and each phase's groups from one more, profiled."""
+@dataclass(frozen=True)
+class Observed:
+    """What `train_ppo` took."""
+
+    seconds: dict[str, float]
+    """median of each phase"""
+    cpu_seconds: dict[str, float]
+    """the same, of all threads on a processor: on a machine that is not free, the better measure with one thread"""
+    groups: dict[str, dict[str, float]]
+    """shares of GROUPS in each phase of one more iteration, profiled"""
+
+
+def watch_iterations(config: PPOConfig, warmup: int, iterations: int) -> Observed:
     begin, lap = ppo.Clock.__init__, ppo.Clock.lap
-    phases: dict[str, list[float]] = {p: [] for p in PHASES}
+    phases: dict[str, list[tuple[float, float]]] = {p: [] for p in PHASES}
     groups: dict[str, dict[str, float]] = {}
     profiles: list[torch.profiler.profile] = []
-    number = -1
+    number, busy = -1, 0.0
 
     def begun(clock: ppo.Clock) -> None:
-        nonlocal number
-        number += 1
+        nonlocal number, busy
+        number, busy = number + 1, time.process_time()
         if number >= warmup + iterations:
             start_profile()
         begin(clock)
@@ -215,7 +225,9 @@ def watch_iterations(config: PPOConfig, warmup: int, iterations: int) -> tuple[d
         profiles[-1].start()
 
     def watched(clock: ppo.Clock, name: str) -> None:
+        nonlocal busy
         lap(clock, name)
+        before, busy = busy, time.process_time()
         if number >= warmup + iterations:
             profiles[-1].stop()
             groups[name] = by_group(profiles.pop(), clock.laps[name])
@@ -223,8 +235,8 @@ def watch_iterations(config: PPOConfig, warmup: int, iterations: int) -> tuple[d
                 raise Stopped
             start_profile()
             clock.last = time.perf_counter()  # starting a profile is nobody's time
-        elif number >= warmup:
-            phases[name].append(clock.laps[name])
+        elif number >= warmup and name in phases:
+            phases[name].append((clock.laps[name], busy - before))
 
     ppo.Clock.__init__, ppo.Clock.lap = begun, watched  # type: ignore[method-assign]
     try:
@@ -233,7 +245,10 @@ def watch_iterations(config: PPOConfig, warmup: int, iterations: int) -> tuple[d
         pass
     finally:
         ppo.Clock.__init__, ppo.Clock.lap = begin, lap  # type: ignore[method-assign]
-    return {name: statistics.median(values) for name, values in phases.items()}, groups
+    seconds, cpu_seconds = (
+        {name: statistics.median(pair[i] for pair in pairs) for name, pairs in phases.items()} for i in (0, 1)
+    )
+    return Observed(seconds, cpu_seconds, groups)
 
 
 # ------------------------------------------------------------------------------------------------------ report
@@ -268,21 +283,25 @@ def study(size: str, options: argparse.Namespace, measure: Machine) -> str:
                 response=options.response, iterations=options.warmup + options.iterations + 4,
             )  # fmt: skip
             config |= {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in options.set)}
-            real, groups = watch_iterations(PPOConfig(**config), options.warmup, options.iterations)
-        lines += ["", f"### {precision}", "", "| phase | seconds | GFLOP | at 100%, s | share of the machine's rate |"]
-        lines += ["|---|---|---|---|---|"]
-        for phase in PHASES:
+            seen = watch_iterations(PPOConfig(**config), options.warmup, options.iterations)
+        real, busy = seen.seconds, seen.cpu_seconds
+        lines += ["", f"### {precision}", ""]
+        lines += ["| phase | seconds | GFLOP | at 100%, s | share of the machine's rate | processor, s | share by it |"]
+        lines += ["|---" * 7 + "|"]
+        for phase in (*PHASES, "iteration"):
+            parts = PHASES if phase == "iteration" else (phase,)
+            took, used, best, work = (sum(d[p] for p in parts) for d in (real, busy, ideal, gflop))
             lines.append(
-                f"| {phase} | {real[phase]:.3f} | {gflop[phase]:.1f} | {ideal[phase]:.3f} | {ideal[phase] / real[phase]:.0%} |"
+                f"| {phase} | {took:.3f} | {work:.1f} | {best:.3f} | {best / took:.0%} | {used:.3f} | "
+                f"{best * options.threads / used:.0%} |"
             )
-        total, best = sum(real.values()), sum(ideal.values())
-        lines.append(f"| iteration | {total:.3f} | {sum(gflop.values()):.1f} | {best:.3f} | {best / total:.0%} |")
+        groups = seen.groups
         names = sorted({g for shares in groups.values() for g in shares}, key=lambda g: -groups["update"].get(g, 0))
         lines += ["", "Where the time goes (self time of operators, one profiled iteration):", ""]
         lines += ["| | " + " | ".join(PHASES) + " |", "|---" * 4 + "|"]
         lines += [f"| {g} | " + " | ".join(f"{groups[p].get(g, 0):.0%}" for p in PHASES) + " |" for g in names]
         append_line(options.out, {
-            "size": size, "precision": precision, "machine": machine(options.threads), "seconds": real, "gflop": gflop,
+            "size": size, "precision": precision, "machine": machine(options.threads), "seconds": real, "cpu_seconds": busy, "gflop": gflop,
             "at_100": ideal, "groups": groups,
             "rates": {f"{p.rows}x{p.inner}x{p.columns}": measure.rate(p, precision) for p in shown},
         })  # fmt: skip
