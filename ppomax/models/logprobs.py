@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**25
-"""largest positions x vocabulary block held at once (128 MiB in float32)"""
+"""largest positions x vocabulary matrix of logits held at once (64 MiB in bf16)"""
+BLOCK_ELEMENTS = 2**18
+"""largest part of it that is float32 at once, on a CPU: 1 MiB, which stays in cache"""
 
 
 def inner_model(model: Any) -> Any:
@@ -36,47 +38,116 @@ def hidden_states(
 
 def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
     """Float32 logits (..., V) as the model's own forward pass would give them (soft-capping and scaling included)."""
+    return _logits(model, hidden).float()
+
+
+def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """As `unembed`, but as the model's arithmetic leaves them: bf16 under autocast, unless they are scaled or capped."""
     inner = inner_model(model)
-    logits = inner.get_output_embeddings()(hidden).float()
+    logits = inner.get_output_embeddings()(hidden)
     config = inner.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
+        logits = logits.float() * scale
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scaling
+        logits = logits.float() / scaling
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
+        logits = cap * torch.tanh(logits.float() / cap)
     return logits
 
 
-def _chunk(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
-    logits = unembed(model, hidden) / temperature
-    log_z = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - log_z
-    if not entropy:
-        return (logprobs,)
-    # H = log Z - E[logit]; p = 0 tokens give 0 * finite, unlike p log p
-    return logprobs, log_z - ((logits - log_z[:, None]).exp() * logits).sum(-1)
+class _LogSoftmax(torch.autograd.Function):
+    """Log-probabilities of targets and, if asked, entropies; the backward pass is written out.
+
+    With p = softmax(z / T) and H its entropy, d log p_y / d z_j = (1[j = y] - p_j) / T and
+    dH / d z_j = -p_j (log p_j + H) / T. Works in blocks of rows that stay in a processor's cache, in float32 (float64 for
+    float64); what is kept for the backward pass and the gradient have the type of ``logits`` (N, V).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = torch.empty(len(logits), dtype=kind, device=logits.device)
+        spread = torch.empty_like(logprobs) if entropy else None
+        for rows in _blocks(logits):
+            log_p = _log_softmax(logits[rows], temperature)
+            logprobs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
+            if spread is not None:
+                spread[rows] = -(log_p.exp().mul_(log_p)).sum(dim=-1)
+        ctx.save_for_backward(logits, targets, spread)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs, spread
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor, None, None, None]:
+        logits, targets, entropy = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            log_p = _log_softmax(logits[rows], ctx.temperature)
+            part = log_p.exp()
+            weight = torch.zeros((), device=logits.device)
+            if grad_entropy is not None:
+                weight = log_p.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
+            if grad_logprobs is not None:
+                weight = weight - grad_logprobs[rows, None]
+            part *= weight
+            if grad_logprobs is not None:
+                part.scatter_add_(-1, targets[rows, None], grad_logprobs[rows, None])
+            grad[rows] = part if ctx.temperature == 1 else part.div_(ctx.temperature)
+        return grad, None, None, None
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    step = max(1, BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    return [slice(start, start + step) for start in range(0, len(logits), step)]
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
+
+
+def _chunk(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Any, ...]:
+    return _LogSoftmax.apply(_logits(model, hidden), targets, temperature, entropy)
+
+
+def _two_temperatures(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Any, ...]:
+    logits = _logits(model, hidden)
+    scaled = _LogSoftmax.apply(logits, targets, temperature, True)
+    return *scaled, scaled[0] if temperature == 1 else _LogSoftmax.apply(logits, targets, 1.0, False)[0]
+
+
+def _by_chunks(function: Any, model: nn.Module, hidden: Tensor, targets: Tensor, *options: Any) -> list[Tensor | None]:
+    """``function`` over blocks of positions; with gradients, a block's logits are made again in the backward pass when
+    there is more than one."""
+    rows = max(1, CHUNK_ELEMENTS // inner_model(model).config.get_text_config().vocab_size)
+    parts: list[tuple[Any, ...]] = []
+    for start in range(0, max(hidden.shape[0], 1), rows):  # at least once, so that no positions still reach the weights
+        block = model, hidden[start : start + rows], targets[start : start + rows], *options
+        if torch.is_grad_enabled() and hidden.shape[0] > rows:
+            parts.append(checkpoint(function, *block, use_reentrant=False))
+        else:
+            parts.append(function(*block))
+    return [None if numbers[0] is None else torch.cat(numbers) for numbers in zip(*parts, strict=True)]
 
 
 def token_logprobs(
     model: nn.Module, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (N,) of ``targets`` (N,) and, if asked, entropies (N,) in nats, from hidden states (N, D).
+    """Log-probabilities (N,) of ``targets`` (N,) and, if asked, entropies (N,) in nats, from hidden states (N, D)."""
+    logprobs, entropies = _by_chunks(_chunk, model, hidden, targets, temperature, entropy)
+    assert logprobs is not None
+    return logprobs, entropies
 
-    Works through the vocabulary in chunks of positions; with gradients, a chunk's logits are made again in the
-    backward pass when there is more than one chunk.
-    """
-    vocabulary = inner_model(model).config.get_text_config().vocab_size
-    rows = max(1, CHUNK_ELEMENTS // vocabulary)
-    parts: list[tuple[Tensor, ...]] = []
-    for start in range(0, hidden.shape[0], rows):
-        h, t = hidden[start : start + rows], targets[start : start + rows]
-        if torch.is_grad_enabled() and hidden.shape[0] > rows:
-            parts.append(checkpoint(_chunk, model, h, t, temperature, entropy, use_reentrant=False))
-        else:
-            parts.append(_chunk(model, h, t, temperature, entropy))
-    if not parts:
-        empty = hidden.sum(dim=-1).float()
-        return empty, empty if entropy else None
-    logprobs = torch.cat([p[0] for p in parts])
-    return logprobs, torch.cat([p[1] for p in parts]) if entropy else None
+
+def logprobs_and_raw(
+    model: nn.Module, hidden: Tensor, targets: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `token_logprobs` with entropy, and the log-probabilities (N,) at temperature 1, from one unembedding."""
+    logprobs, entropies, raw = _by_chunks(_two_temperatures, model, hidden, targets, temperature)
+    assert logprobs is not None and entropies is not None and raw is not None
+    return logprobs, entropies, raw

@@ -1,6 +1,8 @@
 """Forward passes over an experience: log-probabilities, entropies and values at response tokens.
 
-Old and new numbers come from these same functions, so that on the first update the ratio is 1 to rounding.
+Old and new numbers come from these same functions, so that on the first update the ratio is 1 to rounding. Models read
+no attention mask: they are causal and rows are padded on the right, where no token of a row can see it. Without a mask
+attention is faster.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ppomax.models.logprobs import hidden_states, token_logprobs
+from ppomax.models.logprobs import hidden_states, logprobs_and_raw, token_logprobs
 from ppomax.models.passes import whole_pass
 from ppomax.models.scalar import unit_outputs
 
@@ -23,13 +25,6 @@ class ResponseBatch:
     lengths: Tensor
     prompt_lengths: Tensor
     mask: Tensor
-
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """(B, S) long; None where no row is padded, which allows faster attention."""
-        columns = torch.arange(self.ids.shape[1], device=self.ids.device)
-        mask = columns[None, :] < self.lengths[:, None]
-        return None if bool(mask.all()) else mask.long()
 
     def positions(self) -> tuple[Tensor, Tensor]:
         """(row, column) of the state before each valid response token, in row-major order of ``mask``."""
@@ -46,7 +41,7 @@ def response_logprobs(
     model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (B, T) of response tokens and, if asked, entropies (B, T); 0 outside the mask."""
-    hidden = hidden_states(model, batch.ids, batch.attention_mask)
+    hidden = hidden_states(model, batch.ids, None)
     row, column = batch.positions()
     logprobs, entropies = token_logprobs(
         model, hidden[row, column], batch.ids[row, column + 1], temperature=temperature, entropy=entropy
@@ -57,23 +52,23 @@ def response_logprobs(
 @whole_pass
 def response_values(model: nn.Module, batch: ResponseBatch) -> Tensor:
     """Critic values (B, T) of the states before each response token; 0 outside the mask."""
-    hidden = hidden_states(model, batch.ids, batch.attention_mask)
+    hidden = hidden_states(model, batch.ids, None)
     return batch.spread(unit_outputs(model, hidden[batch.positions()]))
 
 
 @whole_pass
 def sequence_nll(model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """As `response_logprobs` with entropy, and the mean NLL (B,) over *all* tokens but the first (raw logits)."""
-    hidden = hidden_states(model, batch.ids, batch.attention_mask)
-    columns = torch.arange(batch.ids.shape[1] - 1, device=batch.ids.device)
-    everything = columns[None, :] < (batch.lengths - 1)[:, None]
-    row, column = everything.nonzero(as_tuple=True)
-    targets = batch.ids[row, column + 1]
-    logprobs, _ = token_logprobs(model, hidden[row, column], targets)
-    nll = -torch.zeros(everything.shape, device=logprobs.device).masked_scatter(everything, logprobs).sum(dim=1)
+    hidden = hidden_states(model, batch.ids, None)
     row, column = batch.positions()
-    response, entropies = token_logprobs(
-        model, hidden[row, column], batch.ids[row, column + 1], temperature=temperature, entropy=True
+    logprobs, entropies, raw = logprobs_and_raw(
+        model, hidden[row, column], batch.ids[row, column + 1], temperature=temperature
     )
-    assert entropies is not None
-    return batch.spread(response), batch.spread(entropies), nll / (batch.lengths - 1).clamp(min=1)
+    # all other tokens: of the prompt, and of gaps in the response
+    columns = torch.arange(batch.ids.shape[1] - 1, device=batch.ids.device)
+    others = columns[None, :] < (batch.lengths - 1)[:, None]
+    others[row, column] = False
+    of, before = others.nonzero(as_tuple=True)
+    rest, _ = token_logprobs(model, hidden[of, before], batch.ids[of, before + 1])
+    total = batch.spread(raw).sum(dim=1).index_add(0, of, rest)
+    return batch.spread(logprobs), batch.spread(entropies), -total / (batch.lengths - 1).clamp(min=1)

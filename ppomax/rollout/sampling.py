@@ -6,6 +6,7 @@ random numbers makes a sample independent of the batch, of finished neighbours a
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,18 +29,37 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < smallest, float("-inf"))
 
 
+def largest(probs: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of each row of (B, V), in descending order.
+
+    On a CPU numpy sorts values thirty times as fast as torch (64 against 2 ms for 32 rows of 32000).
+    """
+    if probs.device.type != "cpu":
+        return probs.topk(count, dim=-1).values
+    values, size = probs.numpy(), probs.shape[-1]
+    if count < size:
+        values = np.partition(values, size - count, axis=-1)[:, size - count :]
+    return torch.from_numpy(np.sort(values, axis=-1)).flip(-1)
+
+
 def keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
     """Probabilities (B, V) with all but the nucleus set to 0 (not renormalised).
 
-    The nucleus is the shortest run of likeliest tokens whose total reaches ``top_p``; at least one token. Ties with its
-    last member are broken by position in the sorted order, as the sorting algorithm leaves them.
+    The nucleus is the shortest run of likeliest tokens whose total reaches ``top_p``; at least one token. Of tokens that
+    tie with its last member, those of the smallest ids are kept.
     """
-    guess = min(NUCLEUS_GUESS, probs.shape[-1])
-    values, order = probs.topk(guess, dim=-1)
-    if guess < probs.shape[-1] and bool((values.sum(dim=-1) < top_p).any()):
-        values, order = probs.sort(dim=-1, descending=True)
-    before = values.cumsum(dim=-1) - values
-    return torch.zeros_like(probs).scatter(-1, order, values.masked_fill(before >= top_p, 0.0))
+    count = min(NUCLEUS_GUESS, probs.shape[-1])
+    values = largest(probs, count)
+    if count < probs.shape[-1] and bool((values.sum(dim=-1) < top_p).any()):
+        values = largest(probs, probs.shape[-1])
+    size = (values.cumsum(dim=-1) - values < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # (B, 1)
+    last = values.gather(-1, size - 1)
+    kept = probs >= last
+    surplus = kept.sum(dim=-1, keepdim=True) - size  # tokens that tie with the last one and are too many
+    if bool((surplus > 0).any()):
+        tied = probs == last
+        kept &= ~(tied & (tied.cumsum(dim=-1) > tied.sum(dim=-1, keepdim=True) - surplus))
+    return probs.masked_fill(~kept, 0.0)
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:

@@ -44,8 +44,11 @@ class InPlaceLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             rows, heads, _, width = key_states.shape
-            self.keys = key_states.new_empty(rows, heads, self.capacity, width)
-            self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+            # attention under autocast on a CPU is float32 (models/precision.py): a bf16 cache would be copied at every token
+            cpu = key_states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+            kind = torch.float32 if cpu else key_states.dtype
+            self.keys = key_states.new_empty(rows, heads, self.capacity, width, dtype=kind)
+            self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1], dtype=kind)
             self.is_initialized = True
         end = self.length + key_states.shape[-2]
         self.keys[:, :, self.length : end] = key_states

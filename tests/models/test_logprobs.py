@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ppomax.models import logprobs
-from ppomax.models.logprobs import hidden_states, token_logprobs, unembed
+from ppomax.models.logprobs import hidden_states, logprobs_and_raw, token_logprobs, unembed
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -105,6 +105,29 @@ def test_with_and_without_gradients_are_bitwise_the_same(monkeypatch: pytest.Mon
             old, none = token_logprobs(model, hidden, targets)
         assert none is None and entropy is not None
         assert torch.equal(old, new.detach())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_two_temperatures_from_one_unembedding(temperature: float) -> None:
+    model, hidden, targets = llama(), torch.randn(9, 32), torch.randint(0, 60, (9,))
+    scaled, entropy, raw = logprobs_and_raw(model, hidden, targets, temperature=temperature)
+    wanted, wanted_entropy = token_logprobs(model, hidden, targets, temperature=temperature, entropy=True)
+    assert wanted_entropy is not None
+    assert torch.equal(scaled, wanted) and torch.equal(entropy, wanted_entropy)
+    assert torch.equal(raw, token_logprobs(model, hidden, targets)[0])
+
+
+@pytest.mark.parametrize("block", [1, 60, 2**18])
+def test_written_out_gradients_in_float64(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of log-probabilities alone, of entropies alone and of both, against finite differences."""
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", block)
+    logits = torch.randn(4, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.tensor([0, 29, 7, 7])
+    for wanted in (lambda a, b: a, lambda a, b: b, lambda a, b: (a, b)):
+        assert torch.autograd.gradcheck(
+            lambda z, of=wanted: of(*logprobs._LogSoftmax.apply(z, targets, 0.7, True)), (logits,)
+        )
+    assert torch.autograd.gradcheck(lambda z: logprobs._LogSoftmax.apply(z, targets, 1.0, False)[0], (logits,))
 
 
 def test_no_positions() -> None:

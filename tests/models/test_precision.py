@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -9,6 +11,7 @@ from transformers.integrations import sdpa_attention
 
 from ppomax.models.logprobs import hidden_states
 from ppomax.models.precision import precision
+from ppomax.rollout.transformers_engine import make_cache
 
 CPU = torch.device("cpu")
 
@@ -55,13 +58,20 @@ def test_attention_is_float32_and_the_rest_bf16(
     assert kept == [torch.bfloat16]
 
 
-def test_one_token_with_a_cache_stays_bf16(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding has no backward pass, and its cache is not copied to float32 at every token."""
+def test_decoding_keeps_a_float32_cache(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query of one token is slower in bf16, and a bf16 cache would be copied to float32 at every token."""
+    seen = seen_dtypes(monkeypatch)
     with torch.no_grad(), precision(CPU, "bf16"):
-        cache = model(torch.randint(1, 50, (2, 5)), use_cache=True).past_key_values
-        seen = seen_dtypes(monkeypatch)
+        cache = make_cache(model, 6)
+        model(torch.randint(1, 50, (2, 5)), past_key_values=cache, use_cache=True)
         model(torch.randint(1, 50, (2, 1)), past_key_values=cache, use_cache=True)
-    assert seen == [torch.bfloat16] * 2
+    assert seen == [torch.float32] * 4
+    assert {layer.keys.dtype for layer in cache.layers} == {torch.float32}
+    half = copy.deepcopy(model).bfloat16()  # no autocast: the model's own type
+    with torch.no_grad():
+        cache = make_cache(half, 6)
+        half(torch.randint(1, 50, (2, 5)), past_key_values=cache, use_cache=True)
+    assert {layer.keys.dtype for layer in cache.layers} == {torch.bfloat16}
 
 
 def test_float32_is_left_alone(model: LlamaForCausalLM) -> None:

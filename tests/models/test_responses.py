@@ -105,13 +105,6 @@ def test_gradients_do_not_depend_on_chunks_or_padding(monkeypatch: pytest.Monkey
             assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_no_attention_mask_where_nothing_is_padded() -> None:
-    given = batch()
-    assert given.attention_mask is not None and given.attention_mask.sum(dim=1).tolist() == given.lengths.tolist()
-    row = ResponseBatch(given.ids[:1, :7], given.lengths[:1], given.prompt_lengths[:1], given.mask[:1])
-    assert row.attention_mask is None
-
-
 def test_positions_and_spread_undo_each_other() -> None:
     given = batch()
     row, column = given.positions()

@@ -32,6 +32,18 @@ def test_nucleus_by_hand() -> None:
     assert keep_nucleus(probs, 1e-9).gt(0).tolist() == [[False, True, False, False]]
 
 
+def test_of_tied_tokens_those_of_the_smallest_ids_are_kept() -> None:
+    probs = torch.tensor([[0.25] * 4, [0.1, 0.3, 0.3, 0.3]])
+    assert keep_nucleus(probs, 0.6).gt(0).tolist() == [[True, True, True, False], [False, True, True, False]]
+    assert keep_nucleus(probs, 0.3).gt(0).tolist() == [[True, True, False, False], [False, True, False, False]]
+
+
+def test_a_row_without_numbers_does_not_stop_the_others() -> None:
+    """NaN logits must reach the metrics, where they are reported, and not end in an index error."""
+    kept = keep_nucleus(torch.tensor([[float("nan")] * 3, [0.2, 0.7, 0.1]]), 0.5)
+    assert kept[1].gt(0).tolist() == [False, True, False]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 0.99), st.sampled_from([7, 300, 1000]), st.sampled_from([4, 64, 1000]))
 def test_nucleus_equals_a_loop_whatever_the_first_guess(seed: int, top_p: float, vocab: int, guess: int) -> None:
