@@ -7,6 +7,8 @@ are *summed*, since losses are already divided by the token count of the whole s
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from ppomax.errors import UserError
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""parameters of mallopt(3)"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ class Ranks:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is cuda where there is one; `cuda` is this rank's own. A device that is not here is a UserError."""
+    """`auto` is cuda where there is one; `cuda` is this rank's own. A device that is not here is a UserError.
+
+    A process that is to work on a CPU keeps the memory it frees, from here on.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -98,7 +105,21 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         told = str(error).strip().splitlines()[0]
         raise UserError(f"device: {name!r} cannot be used here ({told}); choose cpu, or auto") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library not to give large blocks back to the system (glibc; elsewhere nothing is done).
+
+    Every large tensor would be mapped and cleared anew: a tenth of an update's time goes into page faults. The peak does
+    not change, since what is freed is used again.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def join(device: str = "auto") -> Ranks:
