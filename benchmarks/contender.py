@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ def peak_mib() -> float:
 
 
 class Turns:
-    """Runs an iteration whenever it is told to. ``finish`` ends one and waits for the next."""
+    """Runs an iteration whenever it is told to. ``finish`` ends one and waits for the next.
+
+    ``settle`` waits for a device that works in the background.
+    """
 
     def __init__(self) -> None:
+        self.settle: Callable[[], None] = lambda: None
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._first = True
@@ -46,6 +51,7 @@ class Turns:
 
     def phase(self, name: str) -> None:
         """Everything since the last phase of this iteration belongs to this one."""
+        self.settle()
         now, busy = time.perf_counter(), time.process_time()
         self._seconds[name] = self._seconds.get(name, 0.0) + now - self._lap[0]
         self._cpu_seconds[name] = self._cpu_seconds.get(name, 0.0) + busy - self._lap[1]
@@ -54,6 +60,7 @@ class Turns:
     def finish(self, **facts: Any) -> None:
         """The iteration is over: says its seconds, and those of all its threads on a processor, which other work on the
         machine changes less."""
+        self.settle()
         seconds = {**self._seconds, "total": time.perf_counter() - self._start[0]}
         cpu_seconds = {**self._cpu_seconds, "total": time.process_time() - self._start[1]}
         self._say(

@@ -124,7 +124,7 @@ def summarise(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "iterations": len(rows), "seconds": phases, "cpu_seconds": cpu, "fastest": min(totals), "slowest": max(totals),
             "units": statistics.mean(r["units"] for r in rows),
             "units_per_s": statistics.median(r["units"] / r["seconds"]["total"] for r in rows),
-            "peak_mib": max(r["peak_mib"] for r in rows), "samples": rows[-1].get("samples"),
+            "peak_mib": max(r.get("device_peak_mib") or r["peak_mib"] for r in rows), "samples": rows[-1].get("samples"),
             "updates": rows[-1].get("updates"),
         }  # fmt: skip
     return summary

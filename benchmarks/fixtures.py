@@ -53,6 +53,7 @@ SHAPES = {
     "27m": Shape(8, 512, 8, 1376),
     "62m": Shape(12, 640, 10, 1712),
     "101m": Shape(14, 768, 12, 2048),
+    "300m": Shape(22, 1024, 16, 2752, 32000),
     "1b": Shape(22, 2048, 32, 5632, 32000, False),
 }
 """by their parameters; the largest has grouped queries with 4 key heads"""
@@ -78,17 +79,17 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def fresh_llama(shape: Shape, *, seed: int = 0, positions: int = 2048, dtype: torch.dtype = torch.float32) -> Any:
-    """Random weights that depend on ``seed`` alone."""
+def fresh_llama(shape: Shape, *, seed: int = 0, positions: int = 2048, device: str = "cpu") -> Any:
+    """Random float32 weights that depend on ``seed`` and the kind of device."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.ffn,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads if shape.tied else shape.heads // 8, max_position_embeddings=positions,
-        tie_word_embeddings=shape.tied, pad_token_id=0, bos_token_id=1, eos_token_id=2, dtype=dtype,
+        tie_word_embeddings=shape.tied, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config).float()
     model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     return model.eval()
 
@@ -102,7 +103,7 @@ def set_eos_probability(model: Any, probability: float, *, seed: int = 0) -> Non
         layer.self_attn.o_proj.weight[0] = 0
         layer.mlp.down_proj.weight[0] = 0
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, model.config.vocab_size, (8, 64), generator=generator)
+    ids = torch.randint(4, model.config.vocab_size, (8, 64), generator=generator).to(model.device)
     hidden = model.model(input_ids=ids).last_hidden_state
     constant = hidden[..., 0].double().mean().item()
     logits = model.lm_head(hidden).float()

@@ -20,31 +20,31 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(spec["threads"])
+    from laps import settle, watched
+
     from ppomax import PPOConfig, train_ppo
-    from ppomax.train import ppo
     from ppomax.train.run import RunDirectory
 
-    write, lap = RunDirectory.log, ppo.Clock.lap
+    write = RunDirectory.log
 
-    def phase(clock: ppo.Clock, name: str) -> None:
-        lap(clock, name)
-        turns.phase(name)
+    def device_peak_mib() -> float | None:
+        return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else None
 
     def log(run: RunDirectory, record: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
         write(run, record, file)
-        if (
-            file == "metrics.jsonl"
-        ):  # the iteration's last act but for the next one's beginnings, which are timed with it
+        if file == "metrics.jsonl":  # an iteration ends here; what follows is timed with the next one
             turns.finish(
                 units=round(record["response/length"] * config.rollout_batch), samples=config.rollout_batch,
                 updates=-(-config.rollout_batch // config.minibatch) * config.ppo_epochs,
-                reward=record["reward/mean"], kl=record["kl/ref"],
+                reward=record["reward/mean"], kl=record["kl/ref"], device_peak_mib=device_peak_mib(),
             )  # fmt: skip
 
-    RunDirectory.log, ppo.Clock.lap = log, phase  # type: ignore[method-assign]
+    RunDirectory.log = log  # type: ignore[method-assign]
     config = PPOConfig(**spec["config"])
     turns.ready(torch=torch.__version__, threads=torch.get_num_threads(), config=config.model_dump(mode="json"))
-    train_ppo(config)
+    turns.settle = lambda: settle(config.device)
+    with watched(lambda name, _: turns.phase(name), device=config.device):
+        train_ppo(config)
 
 
 if __name__ == "__main__":

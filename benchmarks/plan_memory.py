@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -49,9 +50,15 @@ save_final(scalar_from_causal(policy, 0), load_tokenizer(str(folder / "policy"))
 """
 
 
-def child(code: str, *words: str) -> int:
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc maps every block of 64 KiB or more by itself and unmaps it when it is freed: the peak is that of the tensors"""
+
+
+def child(code: str, *words: str, **environment: str) -> int:
     """Run ``code`` in a fresh interpreter; its largest resident memory in bytes."""
-    done = subprocess.run([sys.executable, "-c", code + TOLD, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code + TOLD, *words], env=os.environ | environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"a run failed:\n{done.stderr[-3000:]}")
     return int(done.stdout.rsplit("VmHWM", 1)[1]) * 1024
@@ -81,8 +88,10 @@ def measure(case: dict[str, Any], folder: Path, prompts: Path, baseline: int) ->
     """Run one case and plan it."""
     words = words_of(case, folder)
     code = "import sys; from ppomax.cli import main\nassert main(sys.argv[1:]) == 0"
-    out = folder / f"run-{len(list(folder.glob('run-*')))}"
-    peak = child(code, "ppo", *words, f"--prompts={prompts}", f"--output_dir={out}")
+    given_back = "import ppomax.train.parallel as p\np.keep_freed_memory = lambda: None\n" + code
+    n = len(list(folder.glob("run-*")))
+    runs = [["ppo", *words, f"--prompts={prompts}", f"--output_dir={folder}/run-{n + i}"] for i in range(2)]
+    peak, tensors = child(code, *runs[0]), child(given_back, *runs[1], **GIVEN_BACK)
     planned = subprocess.run(
         [
             sys.executable,
@@ -97,7 +106,13 @@ def measure(case: dict[str, Any], folder: Path, prompts: Path, baseline: int) ->
         check=True,
     )
     given = json.loads(planned.stdout)["given"]
-    row = {**case, "measured": peak - baseline, "planned": given["peak_bytes"], "phase": given["peak_phase"]}
+    row = {
+        **case,
+        "measured": peak - baseline,
+        "given_back": tensors - baseline,
+        "planned": given["peak_bytes"],
+        "phase": given["peak_phase"],
+    }
     row["off"] = row["planned"] / row["measured"] - 1
     return row
 

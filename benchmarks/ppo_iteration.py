@@ -51,13 +51,21 @@ TRL: dict[str, dict[str, Any]] = {
 
 
 def our_config(
-    start: Start, output_dir: Path, *, precision: str, batch: int, minibatches: int, response: int, iterations: int
+    start: Start,
+    output_dir: Path,
+    *,
+    precision: str,
+    batch: int,
+    minibatches: int,
+    response: int,
+    iterations: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """PPOConfig's fields; algorithm as TRL's, see the head of this file."""
     optimizer = {"lr": 1e-6, "schedule": "constant", "warmup": 0.0, "betas": [0.9, 0.999], "eps": 1e-8}
     return {
         "model": str(start.policy), "reward": [str(start.reward)], "prompts": str(start.prompts),
-        "output_dir": str(output_dir), "preset": "vanilla", "precision": precision, "device": "cpu",
+        "output_dir": str(output_dir), "preset": "vanilla", "precision": precision, "device": device,
         "iterations": iterations, "rollout_batch": batch, "minibatch": batch // minibatches, "ppo_epochs": 1,
         "max_prompt_length": 2048, "sampling": {"max_new_tokens": response, "temperature": 1.0, "batch_size": batch},
         "kl": {"coef": 0.05, "estimator": "k1"}, "advantage": {"normalise": True}, "gae": {"gamma": 1.0, "lam": 0.95},
@@ -67,7 +75,9 @@ def our_config(
     }  # fmt: skip
 
 
-def trl_args(*, bf16: bool, batch: int, minibatches: int, response: int, iterations: int) -> dict[str, Any]:
+def trl_args(
+    *, bf16: bool, batch: int, minibatches: int, response: int, iterations: int, device: str = "cpu"
+) -> dict[str, Any]:
     """trl.experimental.ppo.PPOConfig's fields.
 
     With gradient_accumulation_steps above 1, TRL 1.12.0 steps once in so many *minibatches*; so all samples are one
@@ -79,7 +89,7 @@ def trl_args(*, bf16: bool, batch: int, minibatches: int, response: int, iterati
         "response_length": response, "stop_token": "eos", "temperature": 1.0, "kl_coef": 0.05, "kl_estimator": "k1",
         "gamma": 1.0, "lam": 0.95, "cliprange": 0.2, "cliprange_value": 0.2, "vf_coef": 1.0, "whiten_rewards": False,
         "learning_rate": 1e-6, "lr_scheduler_type": "constant", "warmup_steps": 0, "adam_beta1": 0.9,
-        "adam_beta2": 0.999, "weight_decay": 0.0, "gradient_checkpointing": False, "bf16": bf16, "use_cpu": True,
+        "adam_beta2": 0.999, "weight_decay": 0.0, "gradient_checkpointing": False, "bf16": bf16, "use_cpu": device == "cpu",
         "num_sample_generations": 0, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
         "logging_steps": 10**6, "seed": 0,
     }  # fmt: skip
@@ -114,7 +124,7 @@ def compare(size: str, lengths: str, options: argparse.Namespace, out: Path) -> 
     mean = options.response if lengths == "fixed" else options.response / 2
     settings = {
         "batch": options.batch, "minibatches": options.minibatches, "response": options.response,
-        "iterations": options.warmup + options.iterations + 2,
+        "iterations": options.warmup + options.iterations + 2, "device": options.device,
     }  # fmt: skip
     say(f"{size}, {lengths} lengths")
     with tempfile.TemporaryDirectory(prefix="ppo_iteration.") as place:
@@ -173,6 +183,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5, help="measured rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them; the first one loads and compiles")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contender")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch", type=int, default=32, help="prompts an iteration")
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")

@@ -31,10 +31,10 @@ import torch
 import yaml
 from contest import append_line, machine, say
 from fixtures import SHAPES, Shape, make_start
+from laps import Stopped, watched
 from ppo_iteration import our_config
 
 from ppomax import PPOConfig, train_ppo
-from ppomax.train import ppo
 
 PHASES = ("sample", "score", "update")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -190,10 +190,6 @@ def by_group(profile: torch.profiler.profile, seconds: float) -> dict[str, float
     return shares | {"Python, outside operators": max(0.0, 1 - sum(shares.values()))}
 
 
-class Stopped(Exception):
-    """Enough iterations were seen."""
-
-
 @dataclass(frozen=True)
 class Observed:
     """What `train_ppo` took."""
@@ -207,44 +203,37 @@ class Observed:
 
 
 def watch_iterations(config: PPOConfig, warmup: int, iterations: int) -> Observed:
-    begin, lap = ppo.Clock.__init__, ppo.Clock.lap
     phases: dict[str, list[tuple[float, float]]] = {p: [] for p in PHASES}
     groups: dict[str, dict[str, float]] = {}
     profiles: list[torch.profiler.profile] = []
     number, busy = -1, 0.0
 
-    def begun(clock: ppo.Clock) -> None:
-        nonlocal number, busy
-        number, busy = number + 1, time.process_time()
-        if number >= warmup + iterations:
-            start_profile()
-        begin(clock)
-
     def start_profile() -> None:
         profiles.append(torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]))
         profiles[-1].start()
 
-    def watched(clock: ppo.Clock, name: str) -> None:
+    def begun() -> None:
+        nonlocal number, busy
+        number += 1
+        if number >= warmup + iterations:
+            start_profile()
+        busy = time.process_time()
+
+    def lapped(name: str, seconds: float) -> None:
         nonlocal busy
-        lap(clock, name)
-        before, busy = busy, time.process_time()
+        used = time.process_time() - busy
         if number >= warmup + iterations:
             profiles[-1].stop()
-            groups[name] = by_group(profiles.pop(), clock.laps[name])
+            groups[name] = by_group(profiles.pop(), seconds)
             if name == "update":
                 raise Stopped
             start_profile()
-            clock.last = time.perf_counter()  # starting a profile is nobody's time
         elif number >= warmup and name in phases:
-            phases[name].append((clock.laps[name], busy - before))
+            phases[name].append((seconds, used))
+        busy = time.process_time()
 
-    ppo.Clock.__init__, ppo.Clock.lap = begun, watched  # type: ignore[method-assign]
-    try:
+    with watched(lapped, begun):
         train_ppo(config)
-    except Stopped:
-        pass
-    finally:
-        ppo.Clock.__init__, ppo.Clock.lap = begin, lap  # type: ignore[method-assign]
     seconds, cpu_seconds = (
         {name: statistics.median(pair[i] for pair in pairs) for name, pairs in phases.items()} for i in (0, 1)
     )

@@ -63,6 +63,7 @@ def main() -> None:
                 units=drawn["tokens"], samples=drawn["samples"], updates=drawn["updates"],
                 reward=last.get("objective/scores"), kl=last.get("objective/kl"),
                 mixed_precision=str(trainer.accelerator.mixed_precision),
+                device_peak_mib=torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
             )  # fmt: skip
             drawn["updates"] = 0
 
@@ -71,6 +72,9 @@ def main() -> None:
 
     ppo_trainer.batch_generation, ppo_trainer.forward = batch_generation, first_training_pass
     args = PPOConfig(output_dir=spec["output_dir"], **spec["args"])
+    cuda = args.device.type == "cuda"
+    if cuda:
+        turns.settle = torch.cuda.synchronize
     turns.ready(
         torch=torch.__version__, threads=torch.get_num_threads(), trl=trl.__version__, weights=spec["weights"],
         transformers=transformers.__version__, args=spec["args"],
