@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sft": ("ppomax.commands.stage", "supervised fine-tuning on dialogues, or language modelling on plain text"),
     "reward": ("ppomax.commands.stage", "reward model from preference pairs"),
     "ppo": ("ppomax.commands.stage", "align a policy with a reward by PPO-max"),
+    "serve-rollouts": ("ppomax.commands.serve_rollouts", "a vLLM server for PPO to sample from, on this machine"),
     "run": ("ppomax.commands.run", "several stages in sequence from one file"),
     "chat": ("ppomax.commands.chat", "talk to a model, or to two side by side"),
     "generate": ("ppomax.commands.generate", "answer files of prompts"),

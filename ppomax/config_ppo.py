@@ -37,6 +37,27 @@ class SamplingConfig(Section):
     """sequences decoded at once; affects memory and speed only"""
 
 
+class RolloutConfig(Section):
+    """What draws the responses: the policy in this process, or a vLLM server that is given its weights (docs/vllm.md)."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """`vllm`: the server at `url`; start one by `ppomax serve-rollouts MODEL`"""
+    url: str = "http://127.0.0.1:8000"
+    """address of the server"""
+    transfer: Literal["auto", "file", "nccl", "ipc"] = "auto"
+    """weights go by a file in the run's folder, NCCL (GPUs of its own) or CUDA IPC (same GPU); auto: as the server was started"""
+    colocated: bool = False
+    """the server shares the trainer's GPU: it sleeps while the policy is trained"""
+    timeout: float = Field(600.0, gt=0)
+    """seconds until one reply must be there"""
+    retries: int = Field(5, ge=0)
+    """further attempts after a failure, with growing pauses; then the run stops and can be resumed"""
+    first_pause: float = Field(1.0, gt=0)
+    """seconds before the second attempt; each further pause is twice as long, up to a minute"""
+    importance_clip: float | None = Field(None, gt=0)
+    """truncated importance weighting: each token's policy loss times min(pi_old / pi_sampler, this); null = off"""
+
+
 class RewardSourceConfig(Section):
     """One source of reward: exactly one of `model`, `function`, `url`."""
 
@@ -266,6 +287,8 @@ class PPOConfig(RunConfig):
     """log-probabilities of the raw logits (released code), or of logits divided by the sampling temperature"""
     sampling: SamplingConfig = SamplingConfig()
     """how responses are drawn"""
+    rollout: RolloutConfig = RolloutConfig()
+    """what draws them"""
     kl: KLConfig = KLConfig()
     """detail 1"""
     reward_shaping: RewardShapingConfig = RewardShapingConfig()

@@ -19,6 +19,7 @@ from ppomax.config import (
 )
 from ppomax.errors import UserError
 from ppomax.layers import defaults, merge, preset_layer
+from ppomax.rollout.vllm_sampling import refuse_unlike_vllm
 
 Inert = tuple[str, str]
 """(dotted name of an option, why it does nothing)"""
@@ -47,6 +48,8 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
     each = config.sampling.samples_per_prompt
     if config.rollout_batch % each:
         raise UserError(f"rollout_batch {config.rollout_batch} is no multiple of sampling.samples_per_prompt {each}")
+    if config.rollout.engine == "vllm":
+        refuse_unlike_vllm(config)
     if config.watch.detect and config.watch.on_collapse == "rollback" and config.checkpoint.every == 0:
         raise UserError("watch.on_collapse: rollback needs checkpoints: set checkpoint.every above 0")
     if config.watch.webhook is not None and not config.watch.webhook.startswith(("http://", "https://", "$")):
@@ -168,6 +171,9 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
         yield "logprobs", "sampling.temperature is 1, so scaled and raw logits are the same"
     if not config.watch.prompts and config.watch.eval_prompts == 0:
         yield "watch.every", "there are no held-out prompts (watch.prompts is empty and watch.eval_prompts is 0)"
+    if config.rollout.engine != "vllm":
+        for name in type(config.rollout).model_fields:
+            yield f"rollout.{name}", f"rollout.engine is {config.rollout.engine}"
     watch = config.watch
     if not watch.detect:
         yield "watch.on_collapse", "watch.detect is off"

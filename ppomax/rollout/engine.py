@@ -16,6 +16,8 @@ class Completion:
     response_ids: list[int]
     finished: bool
     """ended by an end-of-sequence token or a stop string; False: cut at the length limit"""
+    logprobs: list[float] | None = None
+    """log-probability of each response token by the sampler that drew it; None: the sampler is the policy itself"""
 
 
 class Engine(Protocol):
@@ -25,6 +27,18 @@ class Engine(Protocol):
     """
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]: ...
+
+    def wake(self, version: str) -> None:
+        """Be ready to draw from the policy's weights as they are now; ``version`` changes when they do. All ranks together."""
+        return
+
+    def sleep(self) -> None:
+        """Nothing is drawn until the next `wake`: give memory back. All ranks together."""
+        return
+
+    def close(self) -> None:
+        """The run is over."""
+        return
 
 
 def sample_seed(*parts: int) -> int:

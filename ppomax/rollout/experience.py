@@ -7,7 +7,7 @@ State s_t is everything before response token t, so its hidden state stands at p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -49,6 +49,12 @@ class Experience:
     """(B, T)"""
     returns: Tensor
     """(B, T) the critic's targets"""
+    sampler_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(B, T) log-probabilities by the engine that drew the tokens; left out: the policy drew them, and they are its own"""
+
+    def __post_init__(self) -> None:
+        if not self.sampler_logprobs.numel():
+            self.sampler_logprobs = self.logprobs
 
     @classmethod
     def from_completions(cls, completions: Sequence[Completion]) -> Experience:
@@ -58,9 +64,13 @@ class Experience:
         response_lengths = torch.tensor([len(c.response_ids) for c in completions])
         mask = torch.arange(int(response_lengths.max()))[None, :] < response_lengths[:, None]
         zeros = torch.zeros(mask.shape)
+        told = zeros.clone()
+        for row, completion in zip(told, completions, strict=True):
+            if completion.logprobs is not None:
+                row[: len(completion.logprobs)] = torch.tensor(completion.logprobs)
         return cls(
             ids=ids, prompt_lengths=prompt_lengths, lengths=prompt_lengths + response_lengths, response_mask=mask,
-            finished=torch.tensor([c.finished for c in completions]),
+            finished=torch.tensor([c.finished for c in completions]), sampler_logprobs=told,
             scores=torch.zeros(len(completions)), sequence_nll=torch.zeros(len(completions)),
             **{n: zeros.clone() for n in ("logprobs", "ref_logprobs", "entropy", "values", "rewards", "advantages", "returns")},
         )  # fmt: skip

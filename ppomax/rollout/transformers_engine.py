@@ -23,7 +23,7 @@ from ppomax.errors import UserError
 from ppomax.models.logprobs import inner_model, unembed
 from ppomax.models.passes import device_of, whole
 from ppomax.models.precision import precision
-from ppomax.rollout.engine import Completion
+from ppomax.rollout.engine import Completion, Engine
 from ppomax.rollout.sampling import next_tokens
 
 COMPACT_BELOW = 0.75
@@ -67,7 +67,7 @@ def make_cache(model: Any, capacity: int) -> DynamicCache:
     return cache
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Implements `Engine` for a causal language model that lives in this process."""
 
     def __init__(self, model: Any, chat_format: ChatFormat, sampling: SamplingConfig, *, bf16: bool = False) -> None:

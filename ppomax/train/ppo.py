@@ -36,14 +36,15 @@ from ppomax.models.loading import load_trainable_state, save_final, trainable_st
 from ppomax.options import dump_yaml, warnings_for
 from ppomax.report.page import ppo_page
 from ppomax.rl.advantages import gae, reward_to_go
+from ppomax.rl.importance import sampler_metrics
 from ppomax.rl.moments import RunningMoments
 from ppomax.rl.rewards import KLController, kl_estimate, penalise, shape_scores, token_rewards
 from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.experience import Experience
-from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
 from ppomax.train.optim import learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
+from ppomax.train.ppo_engine import make_engine
 from ppomax.train.ppo_guard import Guard
 from ppomax.train.ppo_score import score
 from ppomax.train.ppo_setup import Setup, prepare, say
@@ -157,8 +158,8 @@ def train_ppo(
         guard.load_state_dict(states["loop"]["guard"])
         say(ranks, f"resumed at iteration {loop.iteration}")
 
-    bf16 = config.precision == "bf16"
-    engine = TransformersEngine(policy, setup.chat_format, config.sampling, bf16=bf16)
+    with run.undone_if_nothing_came():
+        engine = make_engine(config, setup, ranks, run.path)
     updater = Updater(config, ranks, policy, critic, optimizers)
     pretraining = config.critic.pretrain_iterations
     total_updates = planned_updates(config, pretraining, pretraining + config.iterations)
@@ -180,6 +181,8 @@ def train_ppo(
                     run, config, ranks, loop, guard, policy, critic, optimizers
                 )  # there is always a place to go back to
             clock = Clock()
+            engine.wake(f"{loop.updates}-{guard.rollbacks}")
+            clock.lap("weights")
             if not loop.pretraining and loop.policy_iterations % config.watch.every == 0:
                 watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
                 clock.lap("watch")
@@ -195,6 +198,7 @@ def train_ppo(
             chosen = [p for p in chosen for _ in range(config.sampling.samples_per_prompt)]
             seeds = [sample_seed(config.seed, loop.iteration, i) for i in range(len(chosen))]
             completions = engine.generate([p.ids for p in ranks.share(chosen)], ranks.share(seeds))
+            engine.sleep()
             clock.lap("sample")
             mine, mine_by_source = score(setup, config, ranks, ranks.share(chosen), completions)
             experience = gather(ranks, mine, len(chosen))
@@ -249,6 +253,10 @@ def train_ppo(
                 entropy=experience.entropy, sequence_nll=experience.sequence_nll, values=experience.values,
                 returns=experience.returns, mask=mask, finished=experience.finished,
             )  # fmt: skip
+            if config.rollout.engine != "transformers":
+                record |= sampler_metrics(
+                    experience.logprobs, experience.sampler_logprobs, mask, config.rollout.importance_clip
+                )
             responses = experience.responses()
             record |= response_metrics(responses, [setup.chat_format.decode(ids) for ids in responses])
             for name, values in by_source.items():
@@ -289,10 +297,12 @@ def train_ppo(
             if last or asked or (config.checkpoint.every and loop.iteration % config.checkpoint.every == 0):
                 save(run, config, ranks, loop, guard, policy, critic, optimizers)
             requests.obeyed(asked, line["iteration"], loop.iteration, last=last)
+    engine.wake(f"{loop.updates}-{guard.rollbacks}")
     watch(setup, engine, config, ranks, run, loop.iteration, loop.updates)
     if judge:
         judge.evaluate(engine, loop.iteration, loop.updates)
         judge.tell()
+    engine.close()
     finish(setup, config, ranks, run, history)
     return PPOResult(run.path, history, policy, critic, setup.chat_format.tokenizer)
 

@@ -57,5 +57,7 @@ def score(
         experience.ref_logprobs[index, :width] = ref_logprobs.cpu()
         experience.values[index, :width] = values.cpu()
         experience.sequence_nll[index] = nll.cpu()
+    if completions[0].logprobs is None:  # drawn by the policy itself
+        experience.sampler_logprobs = experience.logprobs.clone()
     setup.frozen_go_home()
     return experience, {name: values.tolist() for name, values in by_source.items()}

@@ -18,6 +18,7 @@ from ppomax.models.logprobs import hidden_states, token_logprobs
 from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.models.responses import ResponseBatch, response_logprobs, response_values
+from ppomax.rl.importance import truncated_importance
 from ppomax.rl.losses import MAX_LOG_RATIO, entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
 from ppomax.rl.moments import whiten
 from ppomax.rollout.experience import Experience
@@ -128,6 +129,8 @@ class Updater:
                 logprobs, entropy = response_logprobs(self.policy, batch, temperature=self.temperature, entropy=True)
             assert entropy is not None
             losses, ratio = policy_token_losses(logprobs, old, ref, advantages[rows][:, :width].to(device), config)
+            if (cut := config.rollout.importance_clip) is not None:  # another engine drew the samples (docs/vllm.md)
+                losses = losses * truncated_importance(old, part.sampler_logprobs.to(device), cut)
             loss_p = torch.where(mask, losses, 0).sum() / tokens
             total = loss_p
             if config.entropy.coef > 0:  # sum over micro-batches of mean entropy, pulled up or down

@@ -16,7 +16,7 @@ from ppomax.evaluate.live import Baseline, JudgedAnswer, evaluation_numbers
 from ppomax.models.loading import save_final
 from ppomax.models.passes import even_passes
 from ppomax.rl.rewards import kl_estimate
-from ppomax.rollout.engine import sample_seed
+from ppomax.rollout.engine import Engine, sample_seed
 from ppomax.rollout.reward_sources import combine
 from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.checkpoint import write_atomic
@@ -35,7 +35,7 @@ FILE = "evaluations.jsonl"
 
 
 def watch(
-    setup: Setup, engine: TransformersEngine, config: PPOConfig, ranks: Ranks, run: RunDirectory, iteration: int, update: int
+    setup: Setup, engine: Engine, config: PPOConfig, ranks: Ranks, run: RunDirectory, iteration: int, update: int
 ) -> None:  # fmt: skip
     """Answer the fixed held-out prompts with fixed seeds, and write the answers down with score, KL and length."""
     if not setup.watch_prompts:
@@ -82,7 +82,7 @@ class LiveJudge:
         """The latest win rate for the progress line, once there is one."""
         return {"win_rate": self.lines[-1]["eval/win_rate"]} if self.lines else {}
 
-    def evaluate(self, engine: TransformersEngine, iteration: int, update: int) -> None:
+    def evaluate(self, engine: Engine, iteration: int, update: int) -> None:
         """Draw, judge and compare the policy's answers; one more line, and perhaps a new best policy."""
         answers = self.ranks.collect(self._answers(engine))
         numbers = evaluation_numbers(answers, self.baselines, self.categories, self.config.watch.tie_band)
@@ -97,7 +97,7 @@ class LiveJudge:
             if self.ranks.is_main:
                 self._keep(policy, line)
 
-    def _answers(self, engine: TransformersEngine) -> list[JudgedAnswer]:
+    def _answers(self, engine: Engine) -> list[JudgedAnswer]:
         """This rank's share."""
         share = self.ranks.share(self.prompts)
         mine = share or self.prompts[:1]  # weights may be divided: no rank can answer without the others

@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "output_dir", "device", "parallel.shard", "parallel.frozen", "parallel.activation_checkpointing",
     "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens", "trackers",
     "tracker_project", "tracker_name",
+    *(f"rollout.{name}" for name in ("url", "transfer", "colocated", "timeout", "retries", "first_pause")),
     *(f"{section}.{name}" for section in ("llm", "endpoint") for name in (
         "concurrency", "requests_a_minute", "max_requests", "max_tokens", "timeout", "retries", "first_pause", "base_url",
         "key_variable",
@@ -99,7 +100,7 @@ class RunDirectory:
                 for file in self.path.iterdir():
                     if file.is_file():
                         file.unlink()
-                for folder in (self.path / "judge", self.path / "best"):
+                for folder in (self.path / "judge", self.path / "best", self.path / "rollout"):
                     shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # something else lives there
                     self.path.rmdir()

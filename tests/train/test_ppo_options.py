@@ -66,10 +66,12 @@ ELSEWHERE = {
     "micro_batch_tokens", "sampling.batch_size",
     *(f"watch.{name}" for name in ("judge", "judge_every", "judge_prompts", "tie_band", "baselines", "keep_best")),
     *(f"watch.{name}" for name in ("detect", "on_collapse", "rollback_factor", "rollback_kl", "max_rollbacks", "webhook")),
+    *(f"rollout.{name}" for name in ("engine", "url", "transfer", "colocated", "timeout", "retries", "first_pause")),
+    "rollout.importance_clip",
 }  # fmt: skip
 """where a run finds and puts things, what affects memory only (tested above and in test_ppo_resume.py), what is merged
 before a run begins (presets: test_options.py), judging, which training does not notice
-(test_ppo_judge.py), and what is done about a collapse (test_ppo_watch_actions.py)"""
+(test_ppo_judge.py), what is done about a collapse (test_ppo_watch_actions.py), and another engine (test_vllm_ppo.py)"""
 
 
 def fields(cls: type[Section], prefix: str = "") -> Iterator[str]:
