@@ -13,9 +13,9 @@ set -uo pipefail
 out=${1:?usage: benchmarks/gpu.sh OUT}
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
-cd "$(dirname "$0")/.." || exit 2
 mkdir -p "$out" || exit 2
 out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.." || exit 2
 page=$out/gpu.md
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PPOMAX_TEST_DEVICE=$device TOKENIZERS_PARALLELISM=false
 began=$SECONDS

@@ -101,5 +101,5 @@ def test_sft_and_reward_model_learn_the_same_as_on_a_cpu(tmp_path: Path) -> None
             [row for row in numbers(tmp_path / f"{stage}_{folder}") if "loss/train" in row]
             for folder in ("here", "cpu")
         )
-        assert len(cpu) > 2
+        assert len(cpu) >= 2
         close(ours, cpu, ["loss/train", "grad_norm"], 1e-3)
