@@ -9,7 +9,7 @@
       - {name: ppo, kind: ppo, model: "${sft}", reward: "${rm}", prompts: prompts.jsonl}
 
 A stage works in ``output_dir/NAME``. ``${sft}`` is the model that an earlier stage leaves (of ``generate`` the file of
-answers, of ``world``, ``duel``, ``evaluate`` and ``exam`` the folder), ``${sft.dir}`` its directory. A finished stage is
+answers, of ``world``, ``duel``, ``annotate``, ``evaluate`` and ``exam`` the folder), ``${sft.dir}`` its directory. A finished stage is
 skipped, an interrupted one resumed; a stage whose settings changed, or whose inputs were made anew since, is refused:
 remove its directory to run it again. All stages are checked before the first one runs.
 """
@@ -71,6 +71,13 @@ KINDS: dict[str, Kind] = {
         place="out",
     ),
     "duel": Kind("ppomax.evaluate.duel:DuelConfig", "ppomax.evaluate.duel:run_duel", ".", proof="result.json"),
+    "annotate": Kind(
+        "ppomax.annotate.simulated:SimulateConfig",
+        "ppomax.annotate.simulated:simulate",
+        ".",
+        on_all_ranks=False,
+        proof="pairs.jsonl",
+    ),
     "evaluate": Kind(
         "ppomax.evaluate.reward_evaluation:EvaluateConfig",
         "ppomax.evaluate.reward_evaluation:run_evaluation",

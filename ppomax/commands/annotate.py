@@ -1,4 +1,5 @@
-"""``ppomax annotate DUEL [--annotators anna,bo]``, and ``ppomax annotate export DUEL --out pairs.jsonl``."""
+"""``ppomax annotate DUEL [--annotators anna,bo]``, ``ppomax annotate export DUEL --out pairs.jsonl``, and in the embedded
+world, without people, ``ppomax annotate simulate DUEL --world WORLD --output_dir DIR``."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from ppomax.options import help_text, resolve
 
 USAGE = """\
 usage: ppomax annotate DUEL | A.jsonl B.jsonl [--field value ...]
-       ppomax annotate export DUEL --out FILE.jsonl [--field value ...]"""
+       ppomax annotate export DUEL --out FILE.jsonl [--field value ...]
+       ppomax annotate simulate DUEL | A.jsonl B.jsonl --world WORLD --output_dir DIR [--field value ...]"""
 EXAMPLES = """\
 examples:
   ppomax annotate runs/duel --annotators anna,bo --overlap 0.2
@@ -167,26 +169,42 @@ def table(result: dict[str, Any]) -> str:
 
 def main(verb: str, words: list[str]) -> int:
     """Run the verb."""
-    exporting = words[:1] == ["export"]
-    given = sort_words(words[exporting:], [])
-    if given.switches:
-        page = help_text(ExportConfig if exporting else AnnotateConfig, verb)
+    action = words[0] if words[:1] in (["export"], ["simulate"]) else ""
+    given = sort_words(words[bool(action) :], ["--resume"] if action == "simulate" else [])
+    if "--help" in given.switches:
+        page = help_text({"export": ExportConfig, "simulate": _simulated()}.get(action, AnnotateConfig), verb)
         print(f"{USAGE}\n{page.partition(chr(10))[2]}\n\n{EXAMPLES}")
         return 0
-    if not exporting:
-        options = [*(["--answers", *given.leading] if given.leading else []), *given.options]
-        annotate(resolve(AnnotateConfig, options))
+    if action == "export":
+        _export(given.leading, given.options)
         return 0
+    options = [*(["--answers", *given.leading] if given.leading else []), *given.options]
+    if action == "simulate":
+        from ppomax.annotate.simulated import simulate
+
+        config = resolve(_simulated(), options)
+        print(table(simulate(config, resume="--resume" in given.switches)))
+        print(f"written: {config.output_dir}/pairs.jsonl, and {config.output_dir}/people")
+    else:
+        annotate(resolve(AnnotateConfig, options))
+    return 0
+
+
+def _simulated() -> Any:
+    from ppomax.annotate.simulated import SimulateConfig  # imports the world: slow
+
+    return SimulateConfig
+
+
+def _export(leading: list[str], options: list[str]) -> None:
     from ppomax.annotate.export import export
 
-    if len(given.leading) > 1:
-        raise UserError(f"unexpected word {given.leading[1]!r}: one folder is exported")
-    options = [*(f"--folder={word}" for word in given.leading), *given.options]
-    config = resolve(ExportConfig, options)
+    if len(leading) > 1:
+        raise UserError(f"unexpected word {leading[1]!r}: one folder is exported")
+    config = resolve(ExportConfig, [*(f"--folder={word}" for word in leading), *options])
     folder = Path(expand_path(config.folder))
     if (folder / "people").is_dir():
         folder /= "people"
     out = Path(expand_path(config.out))
     print(table(export(folder, out, without=config.without, resamples=config.resamples)))
     print(f"written: {out}, and judgements.jsonl, votes.jsonl and result.json in {folder}")
-    return 0

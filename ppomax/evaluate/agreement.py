@@ -99,13 +99,13 @@ def _coincidences(outcomes: ArrayLike) -> tuple[Floats, Floats]:
     judged = counts.sum(axis=1)
     pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(values))
     pairs /= np.maximum(judged - 1, 1)[:, None, None]
-    return pairs.reshape(len(counts), -1), values
+    return pairs.reshape(len(counts), len(values) ** 2), values  # two judges may have no item in common
 
 
 def _alpha(coincidences: Floats, values: Floats, metric: Metric) -> Floats:
     """(r,) alphas of (r, k * k) coincidence matrices."""
     k = len(values)
-    o = coincidences.reshape(-1, k, k)
+    o = coincidences.reshape(len(coincidences), k, k)
     n_c = o.sum(axis=2)  # (r, k)
     n = n_c.sum(axis=1)
     if metric == "ordinal":

@@ -60,8 +60,13 @@ def write_world(config: WorldConfig) -> dict[str, Any]:
     demonstrations = world.demonstrations(config.dialogues)
     heldout = world.demonstrations(max(1, config.dialogues // 20), "heldout")
     pairs = world.pairs(config.pairs, people, mix=MIXES[config.mix], samples=samples)
+    texts = world.text(config.texts)
+    known = set(texts)
+    drawn = dict.fromkeys(world.text(max(1, config.texts // 10), "heldout"))
+    other_texts = [text for text in drawn if text not in known]  # short passages may be the same
     rows: dict[str, list[dict[str, Any]]] = {
-        "text": [{"text": text} for text in world.text(config.texts)],
+        "text": [{"text": text} for text in texts],
+        "text_heldout": [{"text": text} for text in other_texts],
         "dialogues": [{"messages": d.messages, "source": d.source} for d in demonstrations],
         "dialogues_heldout": [{"messages": d.messages, "source": d.source} for d in heldout],
         **{

@@ -118,9 +118,9 @@ class World:
 
     # ------------------------------------------------------------------------------ training data
 
-    def text(self, n: int) -> list[str]:
-        """Plain texts for pretraining."""
-        rng = stream(self.seed, self.language, self.size, "text")
+    def text(self, n: int, split: str = "train") -> list[str]:
+        """Plain texts for pretraining; those of "heldout" tell the same facts in other passages."""
+        rng = stream(self.seed, self.language, self.size, "text", *([] if split == "train" else [split]))
         return [passage(self.facts, rng) for _ in range(n)]
 
     def demonstrations(self, n: int, split: str = "train") -> list[Dialogue]:

@@ -281,3 +281,14 @@ def test_counts_by_category_and_judge(tmp_path: Path) -> None:
     for stem in ("agreement", "win_tie_lose"):
         assert (tmp_path / "out" / f"{stem}.png").read_bytes()[:4] == b"\x89PNG"
         assert "</svg>" in (tmp_path / "out" / f"{stem}.svg").read_text()
+
+
+def test_judges_without_a_common_item() -> None:
+    """Three people who share the work: two of them have judged nothing in common."""
+    nan = float("nan")
+    judges = {"a": [1, 1, nan, nan], "b": [1, nan, -1, nan], "c": [nan, nan, -1, 1]}
+    report = agreement_report(judges, [1, 2, 3, 4], [2, 1, 4, 3], resamples=100)
+    common = {f"{pair['one']}{pair['other']}": pair for pair in report["pairs"]}
+    assert common["ac"]["items"] == 0 and np.isnan(common["ac"]["kappa"]["value"])
+    assert common["ab"]["items"] == common["bc"]["items"] == 1
+    assert report["all_judges"]["alpha_nominal"]["value"] == pytest.approx(1.0)
