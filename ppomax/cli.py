@@ -41,6 +41,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "a local page of runs while they go: panels, alarms, samples, checkpoint now, stop",
     ),
     "report": ("ppomax.commands.report", "one page of PPO and reward-model runs: verdict, curves, dialogues, settings"),
+    "plan": (
+        "ppomax.commands.plan",
+        "before a PPO run: memory by part, seconds, and the settings that fit your devices",
+    ),
     "details": ("ppomax.commands.details", "the twelve implementation details: presets, options, code, metrics"),
 }
 

@@ -26,6 +26,7 @@ USAGE = {
     "exam": "MODEL ... --data FILE ... [--field value ...] | CONFIG.yaml [--resume]",
     "evaluate": "MODEL ... --data PAIRS ... [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
+    "plan": "[CONFIG.yaml] --model SHAPE --devices 8x80GB [--json] [any option of `ppomax ppo`]",
 }
 """what follows the verb; the stages' own line is the default"""
 EXAMPLES = {
@@ -42,6 +43,11 @@ EXAMPLES = {
         "ppomax generate runs/ppo/final prompts.jsonl --out answers.jsonl",
         "ppomax generate runs/ppo/final prompts.jsonl --out answers.jsonl --resume",
         "ppomax generate runs/sft/final a.jsonl b.parquet --out answers.jsonl --sampling.temperature 0",
+    ),
+    "plan": (
+        "ppomax plan --model llama-7b --devices 8x80GB --precision bf16 --sampling.max_new_tokens 512",
+        "ppomax plan recipes/llama_7b.yaml --model llama-7b --reward llama-7b --devices 8xh100",
+        "ppomax plan --model runs/sft/final --devices 1x24GB --lora.rank 16 --precision bf16",
     ),
     "chat": (
         "ppomax chat runs/ppo/final",

@@ -6,6 +6,7 @@ instead: what you measured is better.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Kind:
     """A kind of device."""
 
     memory_gib: float
+    """0: the machine's own"""
     bf16_tflops: float
     float32_tflops: float
     memory_gb_s: float
@@ -42,7 +44,7 @@ KINDS = {
     "b200": Kind(180, 2250, 75, 8000, 900, 50, "B200 SXM, NVLink 5, 400 Gb/s a device"),
     "l40s": Kind(48, 362, 91.6, 864, 25, 12.5, "L40S, PCIe 4"),
     "rtx-4090": Kind(24, 165, 82.6, 1008, 12, 3, "RTX 4090, PCIe 4 without peer access"),
-    "cpu": Kind(16, 0.7, 0.18, 20, 5, 1, "2 cores with AMX (measured: 180 GFLOP/s in float32, 700 in bf16)"),
+    "cpu": Kind(0, 0.7, 0.18, 20, 5, 1, "2 cores with AMX (measured: 180 GFLOP/s in float32, 700 in bf16)"),
 }
 BY_MEMORY = {24: "rtx-4090", 40: "a100-40gb", 48: "l40s", 80: "a100", 141: "h200", 180: "b200"}
 """what a bare memory size stands for"""
@@ -154,6 +156,7 @@ def parse_devices(text: str, rates: Rates | None = None, kind: str | None = None
             f"devices = {text!r}: {last!r} is neither a memory size nor one of {', '.join(KINDS)}; write {wanted}"
         )
     numbers = [1] * (2 - len(counts)) + counts
+    memory = int(gib * GIB) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // numbers[1]
     base = KINDS[kind]
 
     def rate(name: str, unit: float) -> float:
@@ -161,6 +164,6 @@ def parse_devices(text: str, rates: Rates | None = None, kind: str | None = None
         return float(getattr(base, name) if given is None else given) * unit
 
     return Devices(
-        numbers[0], numbers[1], kind, int(gib * GIB), rate("bf16_tflops", 1e12), rate("float32_tflops", 1e12),
+        numbers[0], numbers[1], kind, memory, rate("bf16_tflops", 1e12), rate("float32_tflops", 1e12),
         rate("memory_gb_s", 1e9), rate("link_gb_s", 1e9), rate("network_gb_s", 1e9),
     )  # fmt: skip

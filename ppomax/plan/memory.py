@@ -20,7 +20,7 @@ PARTS = {
     "activations": "kept for the backward pass, and at work in a layer",
     "logits": "of one block of positions, and what is made of it",
     "cache": "keys and values of the sequences that are being drawn",
-    "buffers": "weights made whole or bf16 for the time of a pass; the optimiser step's own",
+    "buffers": "weights made whole or bf16 for the time of a pass; gradients on their way",
 }
 LOGITS_COPIES = 3
 """logits of a block, their log-softmax, its exponential; as many in the backward pass"""
@@ -73,6 +73,12 @@ class Settings:
     """activations of a layer are made again in the backward pass"""
     lora_rank: int = 0
     """0: everything is trained"""
+
+    def on(self, ranks: int) -> Settings:
+        """As they act on so many ranks: one alone has nothing to divide."""
+        if ranks > 1:
+            return self
+        return replace(self, shard="none", frozen="replicate" if self.frozen == "shard" else self.frozen)
 
     def options(self) -> dict[str, Any]:
         """As a configuration names them."""
@@ -317,14 +323,11 @@ def _update(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
 
 
 def _step(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
-    """Gradients, and what the step needs for itself.
+    """Gradients; AdamW, which is fused, needs nothing for itself.
 
-    AdamW: two of the largest parameter on a CPU, one of all of a model's on a GPU. Ranks that do not divide weights sum
-    all gradients of a model in one piece.
+    Ranks that do not divide weights sum all gradients of a model in one piece, which is a copy of them.
     """
     shards = devices.count if settings.shard != "none" else 1
     trained = trained_parameters(work, settings)
-    largest = min(work.policy.embedding, max(trained))
-    own = 8 * _divided(largest, shards) if devices.is_cpu else 4 * _divided(max(trained), shards)
     summed = 4 * max(trained) if devices.count > 1 and settings.shard == "none" else 0
-    return {"gradients": 4 * _divided(sum(trained), shards), "buffers": max(own, summed)}
+    return {"gradients": 4 * _divided(sum(trained), shards), "buffers": summed}

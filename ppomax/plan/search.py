@@ -31,7 +31,7 @@ class Plan:
 
 def plan(work: Work, settings: Settings, devices: Devices, shares: Shares) -> Plan:
     """What ``settings`` cost on ``devices``."""
-    room = devices.usable(shares)
+    room, settings = devices.usable(shares), settings.on(devices.count)
     return Plan(settings, memory(work, settings, devices), seconds(work, settings, devices, shares), room)
 
 

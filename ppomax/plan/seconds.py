@@ -12,6 +12,9 @@ from ppomax.plan.shapes import Shape
 
 HOST_RATE = 20e9
 """bytes a second from the host's memory to a device (PCIe 4 or better)"""
+STEP_BYTES = 40
+"""read and written a trained parameter in a step: weight, gradient and two moments for AdamW (28), the gradient twice for
+its norm and clip (12)"""
 
 
 def forward_flops(shape: Shape, rows: int, length: int, unembedded: int) -> float:
@@ -41,18 +44,16 @@ def _sent(numbers: int, number_bytes: int, devices: Devices, shares: Shares) -> 
     return numbers * number_bytes * (n - 1) / n / (devices.slowest_link * shares.link) if n > 1 else 0.0
 
 
-def decode_seconds(
-    work: Work, rows: int, devices: Devices, shares: Shares, *, weight_bytes: int, cache_bytes_: int
-) -> float:
+def decode_seconds(work: Work, rows: int, devices: Devices, shares: Shares, *, number_bytes: int) -> float:
     """All new tokens of ``rows`` sequences.
 
     A step takes the longest of: reading the weights once and half of the full cache (its mean) from memory; multiplying;
     and the Python around it, a fixed time a layer.
     """
     shape = work.policy
-    weights = (shape.matrices + shape.embedding) * weight_bytes
+    weights = (shape.matrices + shape.embedding) * number_bytes
     mean_length = work.prompt + work.response / 2
-    cached = cache_bytes(shape, rows, 1, cache_bytes_) * mean_length
+    cached = cache_bytes(shape, rows, 1, number_bytes) * mean_length
     read = (weights + cached) / (devices.memory_rate * shares.decode)
     operations = rows * (
         2.0 * (shape.matrices + shape.embedding) + 4.0 * shape.layers * shape.attention_width * mean_length
@@ -69,7 +70,7 @@ def _sample(work: Work, settings: Settings, devices: Devices, shares: Shares) ->
     left = mine
     while left > 0:
         rows = min(left, settings.sampling_batch)
-        drawn += decode_seconds(work, rows, devices, shares, weight_bytes=w, cache_bytes_=4 if devices.is_cpu else w)
+        drawn += decode_seconds(work, rows, devices, shares, number_bytes=w)
         left -= rows
     whole = _sent(shape.causal, 4, devices, shares) if settings.shard != "none" else 0.0
     return prompts + drawn + whole
@@ -116,8 +117,3 @@ def _update(work: Work, settings: Settings, devices: Devices, shares: Shares) ->
         sent = batches * (gathers * _sent(held, w, devices, shares) + _sent(trained, 4, devices, shares))
     step = STEP_BYTES * trained / shards / devices.memory_rate
     return work.updates * (max(compute, sent) + step)
-
-
-STEP_BYTES = 40
-"""read and written a trained parameter in a step: weight, gradient and two moments for AdamW (28), the gradient twice for
-its norm and clip (12)"""

@@ -113,7 +113,9 @@ def test_ways_to_divide() -> None:
     assert away.phases["update"]["frozen models"] == 0
     assert away.phases["score"]["buffers"] - gathered(SEVEN, SETTINGS, "bf16", scalar=False, backward=False) == 4 * P
     alone = memory(work(), replace(SETTINGS, shard="none"), parse_devices("1x80GB"))
-    assert alone.phases["step"]["buffers"] == 4 * P  # AdamW's square roots
+    assert alone.phases["step"]["buffers"] == 0  # AdamW is fused
+    assert SETTINGS.on(8) == SETTINGS
+    assert SETTINGS.on(1) == replace(SETTINGS, shard="none", frozen="replicate")
 
 
 def test_adapters() -> None:
