@@ -7,8 +7,7 @@
 #     FOLDER/reward   TRL 1.16.0, the RewardTrainer of today
 #
 # Both get the PyTorch that ppomax is measured with, and the transformers that pip finds for them under the pins below.
-# PYTHON names another Python, TORCH another PyTorch ("torch==2.13.0"; a CPU build comes from
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where the default index has none).
+# PYTHON names another Python, TORCH another PyTorch.
 set -euo pipefail
 
 folder=${1:?usage: benchmarks/trl_environment.sh FOLDER}
