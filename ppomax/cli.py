@@ -1,7 +1,7 @@
 """``ppomax VERB ...``: find the verb, run it, turn mistakes into one clear line.
 
-Nothing heavy is imported before a verb needs it, so that ``--help`` answers at once. Exit codes: 0, 2 for a mistake
-that the user can mend, 130 after Ctrl-C.
+Nothing heavy is imported before a verb needs it, so that ``--help`` answers at once. Exit codes: 0, 1 where another
+rank was lost, 2 for a mistake that the user can mend, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -90,6 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ppomax: error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from ppomax.train.parallel import lost_rank
+
+        if (told := lost_rank(error)) is None:
+            raise
+        print(f"ppomax: error: {told}", file=sys.stderr, flush=True)
+        return 1
     except BrokenPipeError:  # `ppomax details | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -122,6 +124,26 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+LOST = "another rank has ended, and so does this one; checkpoints are whole: mend the cause and go on with --resume"
+
+
+def _told_to_end(number: int, frame: Any) -> None:
+    """torchrun ends all ranks with SIGTERM when one has ended."""
+    line = f"ppomax: error: rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: told to end (SIGTERM): {LOST}\n"
+    os.write(2, line.encode())
+    os._exit(128 + number)
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """One line, where ``error`` comes from communication with a rank that is no more; else None."""
+    told = str(error).strip()
+    signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "TCPStore")
+    if not isinstance(error, dist.DistError) and not any(sign in told for sign in signs):
+        return None
+    where = f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
+    return f"{where}: {LOST} ({told.splitlines()[0] if told else type(error).__name__})"
+
+
 def join(device: str = "auto") -> Ranks:
     """Join the group that torchrun describes in the environment; without it, be the only rank."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -132,4 +154,6 @@ def join(device: str = "auto") -> Ranks:
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _told_to_end)
     return Ranks(dist.get_rank(), dist.get_world_size(), chosen)
