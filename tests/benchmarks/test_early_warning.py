@@ -1,0 +1,87 @@
+"""Who collapses, what is in time, and how far a metric departs: by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ppomax.lab.results import Result
+
+
+def load() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "early_warning.py"
+    spec = importlib.util.spec_from_file_location("early_warning", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["early_warning"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ew = load()
+
+
+def result(rates: list[float], stream: list[dict[str, Any]] | None = None) -> Result:
+    evaluations = [{"iteration": 8 * i, "eval/win_rate": rate} for i, rate in enumerate(rates)]
+    header = {"arm": "vanilla", "seed": 2, "key": "k", "format": 2}
+    return Result(Path("x"), header, evaluations, stream or [], [], {})
+
+
+@pytest.mark.parametrize(
+    ("rates", "kind", "fall"),
+    [
+        ([0.5, 0.6, 0.62, 0.6, 0.4, 0.3, 0.2], "collapsing", 32),
+        ([0.5, 0.6, 0.4, 0.6, 0.4, 0.3, 0.2], "collapsing", 32),  # the last stretch below 50% counts
+        ([0.4, 0.3, 0.3, 0.3, 0.2], "collapsing", 8),  # never above: from the first evaluation after the start
+        ([0.4, 0.6, 0.62, 0.61, 0.6], "healthy", None),  # before any training, 50% is chance
+        ([0.5, 0.6, 0.3, 0.3, 0.3, 0.6, 0.7, 0.7], "neither", None),
+    ],
+)
+def test_truth(rates: list[float], kind: str, fall: int | None) -> None:
+    found = ew.truth(result(rates))
+    assert (found.kind, found.fall) == (kind, fall)
+
+
+def test_score_counts_alarms_before_the_fall_and_on_healthy_runs() -> None:
+    runs = [ew.Truth("a", "collapsing", 32, []), ew.Truth("b", "collapsing", 32, []), ew.Truth("c", "collapsing", 32, []),
+            ew.Truth("d", "healthy", None, []), ew.Truth("e", "neither", None, [])]  # fmt: skip
+    found = ew.score(runs, {"a": 22, "b": 32, "c": 12, "d": 5, "e": 5})
+    assert (found.in_time, found.collapsing, found.false, found.healthy) == (2, 3, 1, 1)
+    assert found.lead == 15  # of 10 and 20
+    assert math.isnan(ew.score(runs, dict.fromkeys("abcde")).lead)
+
+
+def rows(values: list[float]) -> list[dict[str, Any]]:
+    return [{"iteration": i, "phase": "policy", "response/length": v} for i, v in enumerate(values)]
+
+
+def test_departure_is_in_units_of_the_metrics_own_noise() -> None:
+    quiet = [10.0, 11.0] * 12  # neighbours differ by 1 up and 1 down: noise 1.4826 / sqrt(2)
+    unit = 1.4826 / 2**0.5
+    run = ew.Truth("a", "collapsing", 40, rows(quiet + [31.5] * 10))
+    found = ew.departures(run, "response length")
+    assert found[-1] == pytest.approx((31.5 - 10.5) / unit)
+    # the median of five is out from the third long answer on, and must be so three times
+    assert ew.crossed(run, "response length", 5) == 24 + 2 + 2
+    assert ew.crossed(run, "response length", 1000) is None
+
+
+def test_separation_looks_only_at_what_came_before_the_fall() -> None:
+    quiet = [10.0, 11.0] * 12
+    early = ew.Truth("a", "collapsing", 30, rows(quiet + [31.5] * 10))
+    late = ew.Truth("b", "collapsing", 24, rows(quiet + [31.5] * 10))
+    calm = ew.Truth("c", "healthy", None, rows(quiet + [10.0, 11.0] * 5))
+    assert ew.separation([early, calm], "response length") == 1.0
+    assert ew.separation([late, calm], "response length") == 0.5
+
+
+def test_the_watchs_alarms_are_those_of_a_run() -> None:
+    """A line without a number is no line with a number that is not finite."""
+    run = ew.truth(result([0.5, 0.6, 0.6, 0.6], [*rows([10.0, 11.0] * 12)[:3], {"iteration": 3, "kl/ref": None}]))
+    assert ew.watched([run]) == {"collapse": {run.name: None}}
