@@ -2,7 +2,7 @@
 
     python benchmarks/small_updates.py
 
-A bf16 number has 8 bits of fraction: between neighbours lies 1/128 to 1/256 of its size, so a step smaller than half of
+A bf16 number has 8 significant bits: between neighbours lies 1/128 to 1/256 of its size, so a step smaller than half of
 that changes nothing. AdamW moves a weight by about the learning rate, whatever the gradient. The same model is trained on
 the same batches three ways, and against a float32 run as the reference:
 
