@@ -35,6 +35,12 @@ from ppomax.watch.robust import noise
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "early_warning.md"
 BEGIN, END = "<!-- tables: made by benchmarks/early_warning.py -->", "<!-- end of tables -->"
+RESULTS = Path("lab/results")
+TUNING = [
+    Path("lab/development"),
+    *sorted(p for arm in ("vanilla", "ppo_max") for p in RESULTS.glob(f"shared/{arm}-seed[234]-*.jsonl")),
+]
+"""runs that were looked at while thresholds were chosen"""
 FED = {
     "entropy": "policy/entropy", "kl_divergence": "kl/ref", "reward_mean": "reward/mean", "reward_std": "reward/std",
     "loss": "loss/policy", "grad_norm": "grad_norm/policy",
@@ -55,7 +61,8 @@ class Truth:
 
 
 def truth(result: Result) -> Truth:
-    """Collapsing: the mean of the last three evaluations is below 50%; healthy: it is not, and no smoothed one is.
+    """Collapsing: the mean of the last three evaluations is below 50%. Healthy: it is within five points of the smoothed
+    best, and no smoothed evaluation is below 50%.
 
     The first evaluation comes before any training, where 50% is chance.
     """
@@ -68,14 +75,16 @@ def truth(result: Result) -> Truth:
     if end(rates) < 0.5:
         above = [i for i, rate in enumerate(rates) if rate >= 0.5]
         return Truth(name, "collapsing", at[above[-1] + 1] if above else at[1], rows)
-    kind = "healthy" if min(smooth(rates)[1:]) >= 0.5 else "neither"
+    curve = smooth(rates)[1:]
+    kind = "healthy" if min(curve) >= 0.5 and max(curve) - end(rates) <= 0.05 else "neither"
     return Truth(name, kind, None, rows)
 
 
-def load(folders: Iterable[Path]) -> list[Truth]:
+def load(paths: Iterable[Path]) -> list[Truth]:
+    """Runs of files, and of all files in folders."""
     found: dict[str, Truth] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*.jsonl")):
+    for where in paths:
+        for path in sorted(where.rglob("*.jsonl")) if where.is_dir() else [where]:
             try:
                 result = read_result(path)
             except Exception as error:  # runs of an earlier format have no stream
@@ -341,13 +350,17 @@ def build(python: str | None, tuning: Sequence[Truth], judged: Sequence[Truth]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuning", type=Path, nargs="+", default=[Path("lab/development")], help="folders of runs")
-    parser.add_argument("--judged", type=Path, nargs="+", default=[Path("lab/results")], help="folders of runs")
+    parser.add_argument("--tuning", type=Path, nargs="+", default=TUNING, help="files or folders of runs")
+    parser.add_argument(
+        "--judged", type=Path, nargs="+", help="likewise; left out: lab/results without those for tuning"
+    )
     parser.add_argument("--rlwatch", help="a Python that has rlwatch 0.5.1; left out: ours and the metrics alone")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    tuning, judged = load(options.tuning), load(options.judged)
-    both = {r.name for r in tuning} & {r.name for r in judged}
+    tuning = load(options.tuning)
+    known = {r.name for r in tuning}
+    judged = load(options.judged) if options.judged else [r for r in load([RESULTS]) if r.name not in known]
+    both = known & {r.name for r in judged}
     if both or not tuning or not judged:
         raise SystemExit(f"{len(tuning)} runs to tune on, {len(judged)} to judge, {len(both)} of them the same")
     text, data = build(options.rlwatch, tuning, judged)

@@ -62,7 +62,7 @@ def kl_distance(h: History) -> Sign | None:
     if now is None or not entropy or entropy < 1e-6:
         return None
     share = now / entropy
-    if share < 0.5:
+    if share < 2 / 3:  # a policy that holds was seen at .6 for a while
         return None
     level: Level = "collapse" if share >= 1 else "warning"
     return Sign(level, f"KL to the reference is {now:.3g} nats a token, {share:.2g} of the entropy at the start")

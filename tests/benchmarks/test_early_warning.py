@@ -41,6 +41,7 @@ def result(rates: list[float], stream: list[dict[str, Any]] | None = None) -> Re
         ([0.4, 0.3, 0.3, 0.3, 0.2], "collapsing", 8),  # never above: from the first evaluation after the start
         ([0.4, 0.6, 0.62, 0.61, 0.6], "healthy", None),  # before any training, 50% is chance
         ([0.5, 0.6, 0.3, 0.3, 0.3, 0.6, 0.7, 0.7], "neither", None),
+        ([0.5, 0.62, 0.62, 0.62, 0.56, 0.56, 0.56], "neither", None),  # has lost six points for good
     ],
 )
 def test_truth(rates: list[float], kind: str, fall: int | None) -> None:
