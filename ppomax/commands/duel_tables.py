@@ -92,6 +92,11 @@ def ratings_table(result: Mapping[str, Any]) -> str:
     strongest = result["against_strongest"]
     losses = ", ".join(f"{letter.upper()} {_interval(parts['all'])}" for letter, parts in strongest["loses"].items())
     lines += [*_columns(rows), "", f"loses to the strongest by rating, {strongest['opponent'].upper()}: {losses}"]
+    lines += [
+        f"{gap['one'].upper()} loses {_interval(gap)} more often than {gap['other'].upper()} ({gap['one'].upper()} alone "
+        f"{gap['one_only']}, {gap['other'].upper()} alone {gap['other_only']}, sign test p = {gap['sign_test_p']:.2g})"
+        for gap in strongest.get("differences", [])
+    ]
     lines += [f"{rated['model']}; intervals: bootstrap over prompts"]
     if not rated["finite"]:
         lines.append(

@@ -88,7 +88,7 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
 
     room = context_of(model)
     longest = min(config.max_prompt_length or room // 2, room - 1)
-    encoded: list[tuple[list[Any], list[int]]] = []
+    encoded: list[tuple[list[Any], str, list[int]]] = []
     over = 0
     for record in records:
         messages = list(record.messages)  # type: ignore[union-attr]
@@ -99,20 +99,20 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
                 continue
             fitted = truncate_left(ids, [], longest, chat_format.bos_id)
             ids = fitted[0] if fitted else ids[-longest:]
-        encoded.append((messages, ids))
+        encoded.append((messages, record.source, ids))
     if over:
         done = "dropped" if config.overlong == "drop" else "cut at the left"
         say(f"{over} prompts longer than {longest} tokens: {done}")
     if not encoded:
         raise UserError(f"no prompts left: all are longer than {longest} tokens; raise max_prompt_length")
-    limit = min(config.sampling.max_new_tokens, room - max(len(ids) for _, ids in encoded))
+    limit = min(config.sampling.max_new_tokens, room - max(len(ids) for _, _, ids in encoded))
     if limit < config.sampling.max_new_tokens:
         say(f"the context of {room} tokens leaves {limit} new tokens an answer")
     sampling = config.sampling.model_copy(update={"max_new_tokens": limit})
     engine = TransformersEngine(model, chat_format, sampling, bf16=config.precision == "bf16")
 
     each = sampling.samples_per_prompt
-    jobs = [(messages, ids, k) for messages, ids in encoded for k in range(each)]
+    jobs = [(messages, source, ids) for messages, source, ids in encoded for _ in range(each)]
     start = _answered(out, [messages for messages, _, _ in jobs]) if resume and ranks.is_main else 0
     start = ranks.collect([start])[0]  # the main rank has looked, and cut the file
     chunk = CHUNK * sampling.batch_size * ranks.size
@@ -128,12 +128,13 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
                     "prompt": jobs[i][0],
                     "response": chat_format.decode(completion.response_ids),
                     "finished": completion.finished,
+                    "source": jobs[i][1],
                     "tokens": len(completion.response_ids),
                     "seed": seed,
                     "model": config.model,
                 }
                 for i, seed, completion in zip(
-                    mine, seeds, engine.generate([jobs[i][1] for i in mine], seeds), strict=True
+                    mine, seeds, engine.generate([jobs[i][2] for i in mine], seeds), strict=True
                 )
             ]
             rows = ranks.collect(rows)

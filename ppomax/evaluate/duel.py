@@ -44,7 +44,7 @@ from ppomax.evaluate.judges import Choosers, Judges, PairJudge, SourceScorer, ma
 from ppomax.evaluate.llm_endpoint import LLMConfig
 from ppomax.evaluate.ratings import rate
 from ppomax.evaluate.sides import LETTERS, Named, Sides, name_side
-from ppomax.evaluate.winrate import Outcomes, TieUnit
+from ppomax.evaluate.winrate import Outcomes, TieUnit, sign_test
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.run import RunDirectory, plain
 
@@ -228,8 +228,24 @@ def _ratings(
                 }
                 for i in sorted(lost)
             },
+            "differences": [
+                _difference(named[i].letter, named[j].letter, lost[i], lost[j], config)
+                for i, j in combinations(sorted(lost), 2)
+            ],
         },
     }
+
+
+def _difference(one: str, other: str, lost: Outcomes, theirs: Outcomes, config: DuelConfig) -> dict[str, Any]:
+    """How much more often one system loses to the strongest than another does, on the same prompts: value with its 95%
+    interval (bootstrap over prompts), prompts that one alone loses, and an exact sign test of these."""
+    gap = np.asarray(lost, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    found = share(gap, np.ones(len(gap)), seed=config.seed, resamples=config.resamples)
+    alone = int((gap > 0).sum()), int((gap < 0).sum())
+    return {
+        "one": one, "other": other, **asdict(found), "one_only": alone[0], "other_only": alone[1],
+        "sign_test_p": sign_test(*alone),
+    }  # fmt: skip
 
 
 def _over_training(

@@ -33,6 +33,8 @@ class DuelReportConfig(Section):
 
     duels: list[str] = Field(min_length=2)
     """directories of finished duels"""
+    pair: str = Field("ab", pattern="^[a-z]{2}$")
+    """letters of the two sides that are reported, of duels of more than two; the same in all duels"""
     output_dir: str | None = None
     """folder for agreement.json and the figures agreement and win_tie_lose (PNG and SVG); null: the table only"""
     seed: int = 0
@@ -62,10 +64,11 @@ class FinishedDuel:
         return None if swapped is None else 0.0 - swapped
 
 
-def read_duel(place: str) -> FinishedDuel:
-    """A finished duel's directory; UserError where it is none."""
+def read_duel(place: str, pair: str = "ab") -> FinishedDuel:
+    """A finished duel's directory, and which two of its sides; UserError where it is none, or has no such sides."""
     folder = Path(place).expanduser()
-    result_file, file = folder / "result.json", folder / "judgements.jsonl"
+    name = "judgements.jsonl" if pair == "ab" else f"judgements_{pair[0]}_{pair[1]}.jsonl"
+    result_file, file = folder / "result.json", folder / name
     try:
         result = json.loads(result_file.read_text(encoding="utf-8"))
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -75,6 +78,8 @@ def read_duel(place: str) -> FinishedDuel:
         raise UserError(f"{result_file}: malformed JSON: {error}") from None
     if not isinstance(result, dict):
         raise UserError(f"{result_file}: not the result of a duel")
+    if "systems" in result:
+        result |= {"a": result["systems"][pair[0]], "b": result["systems"][pair[1]]}
     outcomes: dict[Identity, float] = {}
     categories: dict[Identity, str] = {}
     without = 0
@@ -102,7 +107,7 @@ def read_duel(place: str) -> FinishedDuel:
 
 def report_duels(config: DuelReportConfig) -> dict[str, Any]:
     """What agreement.json says: `agreement_report`'s figures, and of each judge its place, what was left out, position."""
-    duels = [read_duel(place) for place in config.duels]
+    duels = [read_duel(place, config.pair) for place in config.duels]
     common = [i for i in duels[0].outcomes if all(duel.outcome(i) is not None for duel in duels[1:])]
     if not common:
         raise UserError(

@@ -2,9 +2,9 @@
 
     ppomax evaluate runs/reward/final --data pairs_heldout.jsonl --output_dir runs/evaluation
 
-Any sequence-classification model with one label and a causal backbone will do, whoever trained it. Prompt and answer are
+Any sequence-classification model with one label will do, whoever trained it. Of a causal backbone prompt and answer are
 encoded with the model's own tokenizer and template, as PPO encodes them, and the reward is read at the last token that
-the stock forward pass would read.
+the stock forward pass would read; how an encoder reads them is told in ``encoder_reward.py``.
 
 Written to output_dir: config.yaml, result.json, items.jsonl (a line a pair, with the rewards of all models),
 confidently_wrong.jsonl, figures/ (PNG and SVG) and report.html.
@@ -29,6 +29,7 @@ from ppomax.data.chat import TEMPLATES, ChatFormat
 from ppomax.data.records import PreferencePair
 from ppomax.data.sources import _open_source, load_mixture
 from ppomax.errors import UserError
+from ppomax.evaluate.encoder_reward import EncoderReward, is_encoder, question_text
 from ppomax.evaluate.reward_model import accuracy, answer_text, evaluate_pairs, most_confidently_wrong, wilson
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_scalar_model, load_tokenizer
@@ -172,13 +173,29 @@ def score_answers(
     return found[:, 0], found[:, 1], sum(ranks.collect([source.truncated]))
 
 
+def score_by_encoder(
+    config: EvaluateConfig, name: str, pairs: Sequence[PreferencePair], ranks: Ranks
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """As `score_answers`, of a model that reads question and answer as a pair of texts."""
+    encoder = EncoderReward(name, ranks.device, config.trust_remote_code)
+    texts = [(question_text(p.prompt), answer_text(side)) for p in pairs for side in (p.chosen, p.rejected)]
+    mine = ranks.share(texts)
+    with ProgressLine(f"scoring by {name}", len(mine), quiet=not ranks.is_main) as bar:
+        scores = encoder(mine, config.micro_batch_tokens, bf16=config.precision == "bf16", step=bar.step)
+    found = np.asarray(ranks.collect(scores), dtype=np.float64).reshape(-1, 2)
+    return found[:, 0], found[:, 1], sum(ranks.collect([encoder.truncated]))
+
+
 def run_evaluation(config: EvaluateConfig, *, resume: bool = False) -> dict[str, Any]:
     """Evaluate, and return what result.json says; a finished evaluation is returned as it is with ``resume``.
 
     Raises UserError for every mistake that the caller can mend; nothing is written before all is known.
     """
     ranks = join(config.device)
-    out = _open(config, resume)
+    out = None
+    if config.output_dir is not None:
+        may_change = {"output_dir", "device", "micro_batch_tokens"}
+        out, _ = claim(config, config.output_dir, "an evaluation", resume=resume, may_change=may_change)
     if out is not None and resume and (out / "result.json").exists():
         return dict(json.loads((out / "result.json").read_text(encoding="utf-8")))
     if len(set(config.models)) < len(config.models):
@@ -191,11 +208,15 @@ def run_evaluation(config: EvaluateConfig, *, resume: bool = False) -> dict[str,
     for line in lines if ranks.is_main else []:
         print(line, file=sys.stderr, flush=True)
     # every name is tried before the first model takes its minutes
-    tokenizers = {name: _tokenizer(config, name) for name in config.models}
+    encoders = [name for name in config.models if is_encoder(name, config.trust_remote_code)]
+    tokenizers = {name: None if name in encoders else _tokenizer(config, name) for name in config.models}
     rewards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     models: dict[str, Any] = {}
     for name, tokenizer in tokenizers.items():
-        chosen, rejected, truncated = score_answers(config, name, tokenizer, pairs, ranks)
+        if tokenizer is None:
+            chosen, rejected, truncated = score_by_encoder(config, name, pairs, ranks)
+        else:
+            chosen, rejected, truncated = score_answers(config, name, tokenizer, pairs, ranks)
         if truncated and ranks.is_main:
             print(f"{name}: {truncated} of {2 * len(pairs)} dialogues were longer than its context and lost their left",
                   file=sys.stderr, flush=True)  # fmt: skip
@@ -235,14 +256,6 @@ def _read(config: EvaluateConfig) -> tuple[list[PreferencePair], list[str | None
 
 
 # --------------------------------------------------------------------------------------------- writing
-
-
-def _open(config: EvaluateConfig, resume: bool) -> Path | None:
-    """The output folder, if there may be written."""
-    if config.output_dir is None:
-        return None
-    may_change = {"output_dir", "device", "micro_batch_tokens"}
-    return claim(config, config.output_dir, "an evaluation", resume=resume, may_change=may_change)[0]
 
 
 def _write(

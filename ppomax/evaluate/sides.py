@@ -120,12 +120,16 @@ class Sides:
         """
         held = list(self.files.values())
         if given is None:
-            prompts = [Prompt(answer.prompt, answer.source) for answer in held[0].values()]
+            prompts, repeated = [Prompt(answer.prompt, answer.source) for answer in held[0].values()], 0
         else:
             prompts = list({prompt_key(p.messages): p for p in given}.values())  # a mixture's weights repeat prompts
+            repeated = len(given) - len(prompts)
         found = {letter: [self._find(letter, p.messages) for p in prompts] for letter in self.files}
         kept = [p for i, p in enumerate(prompts) if all(keys[i] is not None for keys in found.values())]
         left_out = {"no answer in a file": len(prompts) - len(kept)}
+        if repeated:
+            left_out["given more than once"] = repeated
+            self.say(f"{repeated} of {repeated + len(prompts)} prompts are given more than once and count once")
         files: dict[str, dict[str, int]] = {}
         for side in self.named:
             if side.kind != "file":

@@ -124,6 +124,18 @@ def compare_drift(runs: Sequence[Stage], verdicts: Verdicts) -> None:
             )
 
 
+def _judge_words(names: Sequence[str]) -> tuple[str, bool]:
+    """(who judged, whether it was a reward model)."""
+    named = " + ".join(names)
+    if named == "world":
+        return "the world's own", False
+    if named.startswith("llm:"):
+        return f"the language model {named.removeprefix('llm:')}", False
+    if any(":" in name for name in names):
+        return f"`{named}`", False
+    return f"reward model `{named}`" if len(names) == 1 else f"the reward models `{named}`", True
+
+
 def judge_duel(ppo: Stage, duel: Stage, verdicts: Verdicts, *, main: bool) -> None:
     overall = duel.result["overall"]
     said = {}
@@ -135,8 +147,9 @@ def judge_duel(ppo: Stage, duel: Stage, verdicts: Verdicts, *, main: bool) -> No
         "not preferred": "loses to SFT",
         "undecided": "is not distinguishable from SFT",
     }
+    judge, learnt = _judge_words([str(name) for name in duel.result.get("judge") or ["unknown"]])
     verdicts.add(
-        f"By the judge, a second reward model, {ppo.title} {words[said['win_rate']]}: win rate {estimate(overall['win_rate'])} on "
+        f"By the judge, {judge}, {ppo.title} {words[said['win_rate']]}: win rate {estimate(overall['win_rate'])} on "
         f"{overall['prompts']} held-out prompts ({overall['win']} wins, {overall['tie']} ties, {overall['lose']} losses; "
         f"sign test p = {overall['sign_test_p']:.2g}).",
         expected=(said["win_rate"] == "preferred") if main else None,
@@ -152,10 +165,14 @@ def judge_duel(ppo: Stage, duel: Stage, verdicts: Verdicts, *, main: bool) -> No
     )
     if collapsed and said["win_rate"] == "preferred":
         assert perplexity is not None
+        why = (
+            "A reward model shares the mistakes of another one of the same making, so what it says of any run shows that "
+            "the reward carries over to it, not that people would prefer the answers."
+            if learnt
+            else "So what it says of any run does not show that people would prefer the answers."
+        )
         verdicts.add(
             f"**The judge is fooled**: it prefers {ppo.title}, whose perplexity on its own responses fell from "
-            f"{perplexity.first:.3g} to {perplexity.last:.3g} (a few tokens over and over). It was made from the same SFT "
-            "model as the reward model and shares its mistakes, so what it says of any run shows that the reward carries "
-            "over to another reward model, not that people would prefer the answers.",
+            f"{perplexity.first:.3g} to {perplexity.last:.3g} (a few tokens over and over). {why}",
             expected=False,
         )

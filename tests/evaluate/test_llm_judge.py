@@ -109,6 +109,65 @@ def test_malformed_and_refused_replies(tmp_path: Path) -> None:
         assert server.requests == before
 
 
+def test_everything_planted_at_once_is_found_again(tmp_path: Path) -> None:
+    """Accuracy, position bias, refusals, malformed replies, 429, 500, dropped and slow connections, all mixed."""
+    accuracy, bias, n = 0.85, 0.2, 300
+    faults = {"429": 0.04, "500": 0.04, "drop": 0.03, "timeout": 0.01, "drip": 0.01, "malformed": 0.04}
+
+    def planted(first: str, second: str) -> str | None:
+        """What always happens, or what happens at the first request alone."""
+        u = chance("fault", first, second)
+        if u < 0.08:
+            return "refusal"
+        if u < 0.12:
+            return "never"
+        for kind, share in faults.items():
+            if 0.12 <= u < 0.12 + share:
+                return kind
+            u -= share
+        return None
+
+    def plan(first: str, second: str, times: int) -> str | None:
+        what = planted(first, second)
+        if what in ("refusal", "never"):
+            return "malformed" if what == "never" else what
+        return what if times == 0 else None
+
+    a, b = pairs(n, 0.6)
+    with JudgeServer(accuracy, bias, plan=plan, slow=5.0, retry_after="0.05") as server:
+        judge = make(tmp_path, server, attempts=2, timeout=2.5, concurrency=16)
+        verdicts = judge.verdicts(a, b)
+        about = judge.about(a, b, verdicts)
+        orders = [(x.response, y.response) for p, q in zip(a, b, strict=True) for x, y in ((p, q), (q, p))]
+        happened = [planted(*order) for order in orders]
+        # nothing lost: every request is a line, and every question has the verdict that was sent, or its reason
+        assert len(raw(tmp_path)) == server.requests == about["requests"]
+        for p, q, v in zip(a, b, verdicts, strict=True):
+            for order, key, words in (((p, q), "verdict_ab", "ab"), ((q, p), "verdict_ba", "ba")):
+                what = planted(order[0].response, order[1].response)
+                sent = server.given.get((order[0].response, order[1].response))
+                told = {"refusal": "refused", "never": "malformed"}.get(str(what))
+                assert v[key] == (told or {"A": words[0], "B": words[1], "C": "tie"}[str(sent)])
+    counted = {kind: happened.count(kind) for kind in (*faults, "refusal", "never")}
+    assert min(counted.values()) >= 2
+    missing = about["questions_without_verdict"]
+    assert missing == {"malformed": counted["never"], "refused": counted["refusal"], "rejected": 0, "failed": 0}
+    assert about["malformed_replies"] == 2 * counted["never"] + counted["malformed"]
+    assert about["faults"] == {
+        "429": counted["429"], "5xx": counted["500"], "connection": counted["drop"],
+        "timeout": counted["timeout"] + counted["drip"],
+    }  # fmt: skip
+    right, wrong = bias + (1 - bias) * accuracy, bias + (1 - bias) * (1 - accuracy)
+    expected = {
+        "preferred_first": (right + wrong) / 2,
+        "flipped": right * wrong + (1 - right) * (1 - wrong),
+        "first_when_flipped": right * wrong / (right * wrong + (1 - right) * (1 - wrong)),
+    }
+    for name, value in expected.items():
+        found = about["position"][name]
+        assert found["low"] <= value <= found["high"], (name, value, found)
+
+
 def test_equal_answers_are_a_tie_that_is_not_asked(tmp_path: Path) -> None:
     a, _ = pairs(3)
     with JudgeServer() as server:

@@ -76,6 +76,14 @@ def three(tmp_path: Path) -> dict[str, str]:
     }
 
 
+def test_prompts_given_twice_count_once_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = three(tmp_path)
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": q, "source": s} for q, s in QUESTIONS])
+    result = duel(tmp_path / "run", a=files["a"], b=files["b"], prompts=[{"path": prompts, "weight": 3}])
+    assert result["overall"]["prompts"] == 5 and result["left_out"]["given more than once"] == 10
+    assert "10 of 15 prompts are given more than once and count once" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------- several systems
 
 
@@ -101,6 +109,9 @@ def test_three_systems_by_hand(tmp_path: Path) -> None:
     losses = {letter: {k: e["value"] for k, e in parts.items()} for letter, parts in strongest["loses"].items()}
     assert losses["a"] == {"helpful en": 0.5, "helpful zh": 1, "harmless en": 1, "harmless zh": 0, "all": 0.6}
     assert losses["b"]["all"] == 0.8
+    (gap,) = strongest["differences"]  # on the same prompts: B alone loses the last one
+    assert (gap["one"], gap["other"], gap["one_only"], gap["other_only"], gap["sign_test_p"]) == ("a", "b", 0, 1, 1.0)
+    assert gap["value"] == pytest.approx(-0.2) and gap["low"] <= -0.2 <= gap["high"] <= 0
     assert set(result["by_category"]) == {"helpful en", "helpful zh", "harmless en", "harmless zh"}
     assert set(result["ratings_by_category"]) == set(result["by_category"])
     assert result["by_category"]["helpful en"]["prompts"] == 2
