@@ -109,26 +109,24 @@ class Updater:
         pull = self._entropy_pull(minibatch, micro_batches, tokens) if policy else 0.0
         sums = torch.zeros(6, dtype=torch.float64)  # value, policy, clipped, approx kl, entropy, ratio deviation
         for mine in micro_batches:
-            rows = mine or [0]  # nothing left: beside ranks that are not done, any row does, and counts for nothing
-            part = minibatch.select(rows)
-            batch = to_batch(part, device)
-            mask, width = batch.mask & bool(mine), batch.mask.shape[1]
-            old, ref = part.logprobs.to(device), part.ref_logprobs.to(device)
-            old_values, returns = part.values.to(device), part.returns.to(device)
-
+            part, batch, mask = self._micro_batch(minibatch, mine)
             with precision(device, config.precision):
                 values = response_values(self.critic, batch)
-            loss_v = value_loss(values, old_values, returns, clip=config.critic.value_clip)
+            loss_v = value_loss(values, part.values.to(device), part.returns.to(device), clip=config.critic.value_clip)
             loss_v = torch.where(mask, loss_v, 0).sum() / tokens
             loss_v.backward()
             sums[0] += loss_v.item()
-            if not policy:
-                continue
+        joint = policy and config.grad_clip.joint
+        norms = {} if joint else self._step("critic")  # now: its gradients are gone before the policy's come
 
+        for mine in micro_batches if policy else []:
+            part, batch, mask = self._micro_batch(minibatch, mine)
+            old, ref = part.logprobs.to(device), part.ref_logprobs.to(device)
             with precision(device, config.precision):
                 logprobs, entropy = response_logprobs(self.policy, batch, temperature=self.temperature, entropy=True)
             assert entropy is not None
-            losses, ratio = policy_token_losses(logprobs, old, ref, advantages[rows][:, :width].to(device), config)
+            adv = advantages[mine or [0]][:, : mask.shape[1]].to(device)
+            losses, ratio = policy_token_losses(logprobs, old, ref, adv, config)
             if (cut := config.rollout.importance_clip) is not None:  # another engine drew the samples (docs/vllm.md)
                 losses = losses * truncated_importance(old, part.sampler_logprobs.to(device), cut)
             loss_p = torch.where(mask, losses, 0).sum() / tokens
@@ -149,19 +147,14 @@ class Updater:
                 ]).double().cpu()  # fmt: skip
 
         loss_ptx = self._ptx(ptx) if policy and ptx else 0.0
-        models = [self.policy, self.critic] if policy else [self.critic]
-        for model in models:
-            self.ranks.sum_gradients(model.parameters())
-        norms = clip_gradients(*models, max_norm=config.grad_clip.norm, joint=config.grad_clip.joint)
-        for name in ("policy", "critic") if policy else ("critic",):
-            self.optimizers[name].step()
-            self.optimizers[name].zero_grad(set_to_none=True)
+        if policy:
+            norms |= self._step("policy", "critic") if joint else self._step("policy")
         totals = self.ranks.sum(torch.cat([sums, torch.tensor([loss_ptx], dtype=torch.float64)]).to(device)).tolist()
-        numbers = {"loss/value": totals[0], "grad_norm/critic": norms[-1]}
+        numbers = {"loss/value": totals[0], "grad_norm/critic": norms["critic"]}
         if policy:
             numbers |= {
                 "loss/policy": totals[1], "policy/clip_fraction": totals[2], "policy/approx_kl": totals[3],
-                "policy/entropy_update": totals[4], "policy/ratio_deviation": totals[5], "grad_norm/policy": norms[0],
+                "policy/entropy_update": totals[4], "policy/ratio_deviation": totals[5], "grad_norm/policy": norms["policy"],
                 "loss/entropy": entropy_loss(
                     torch.tensor(totals[4]), coef=config.entropy.coef, target=config.entropy.target
                 ).item(),
@@ -169,6 +162,26 @@ class Updater:
             if config.ptx.coef > 0:
                 numbers["loss/ptx"] = totals[6]
         return numbers
+
+    def _micro_batch(self, minibatch: Experience, mine: list[int]) -> tuple[Experience, ResponseBatch, Tensor]:
+        """Samples, what models read of them, and the mask (B, T) of tokens that count.
+
+        No samples: beside ranks that are not done yet, the first one stands in, and counts for nothing.
+        """
+        part = minibatch.select(mine or [0])
+        batch = to_batch(part, self.ranks.device)
+        return part, batch, batch.mask & bool(mine)
+
+    def _step(self, *names: str) -> dict[str, float]:
+        """Clip the gradients of the named models (by their common norm, if several) and step; returns their norms."""
+        models = {name: getattr(self, name) for name in names}
+        for model in models.values():
+            self.ranks.sum_gradients(model.parameters())
+        norms = clip_gradients(*models.values(), max_norm=self.config.grad_clip.norm, joint=len(names) > 1)
+        for name in names:
+            self.optimizers[name].step()
+            self.optimizers[name].zero_grad(set_to_none=True)
+        return dict(zip(names, norms, strict=True))
 
     def _entropy_pull(self, minibatch: Experience, micro_batches: list[list[int]], tokens: int) -> float:
         """Derivative of the entropy loss by the minibatch's mean entropy (detail 3).
