@@ -22,10 +22,9 @@ from typing import Any
 MIB = 2**20
 PROMPT, RESPONSE = 64, 64
 CASES: list[dict[str, Any]] = [
-    {"size": size, "precision": precision, "micro_batch_tokens": tokens, "checkpointing": False}
-    for size in ("1m", "6m", "25m")
+    {"size": size, "precision": precision, "micro_batch_tokens": tokens, "samples": samples}
+    for size, tokens, samples in (("25m", 1024, 16), ("1m", 2048, 32), ("6m", 1024, 32), ("6m", 2048, 32))
     for precision in ("float32", "bf16")
-    for tokens in (1024, 2048)
 ]
 TOLD = "\nprint('VmHWM', next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
 BASELINE = """
@@ -67,16 +66,16 @@ def child(code: str, *words: str, **environment: str) -> int:
 def words_of(case: dict[str, Any], folder: Path) -> list[str]:
     """The configuration of a case, as words of the command line."""
     options = {
-        "model": folder / "policy", "reward": folder / "reward", "iterations": 1, "rollout_batch": 32, "minibatch": 16,
+        "model": folder / "policy", "reward": folder / "reward", "iterations": 1,
+        "rollout_batch": case["samples"], "minibatch": case["samples"] // 2,
         "max_prompt_length": PROMPT, "overlong": "truncate", "sampling.max_new_tokens": RESPONSE, "sampling.batch_size": 32,
         "critic.pretrain_iterations": 0, "watch.eval_prompts": 0, "checkpoint.every": 0, "device": "cpu",
         "precision": case["precision"], "micro_batch_tokens": case["micro_batch_tokens"],
-        "parallel.activation_checkpointing": str(case["checkpointing"]).lower(),
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def write_texts(path: Path, lines: int = 3000) -> None:
+def write_texts(path: Path, lines: int = 600) -> None:
     """Sentences of invented words: enough for a vocabulary of 4096."""
     rng = random.Random(0)
     syllables = [a + b + c for a in "bdfghklmnprstv" for b in "aeiou" for c in ("", "n", "r", "st")]
@@ -84,75 +83,78 @@ def write_texts(path: Path, lines: int = 3000) -> None:
     path.write_text("\n".join(" ".join(rng.choice(words) for _ in range(80)) for _ in range(lines)), encoding="utf-8")
 
 
-def measure(case: dict[str, Any], folder: Path, prompts: Path, baseline: int) -> dict[str, Any]:
-    """Run one case and plan it."""
-    words = words_of(case, folder)
+def measure(case: dict[str, Any], folder: Path, prompts: Path, how: str) -> int:
+    """Bytes of one run: as it is (`measured`), or with freed memory given back at once (`given_back`)."""
     code = "import sys; from ppomax.cli import main\nassert main(sys.argv[1:]) == 0"
-    given_back = "import ppomax.train.parallel as p\np.keep_freed_memory = lambda: None\n" + code
-    n = len(list(folder.glob("run-*")))
-    runs = [["ppo", *words, f"--prompts={prompts}", f"--output_dir={folder}/run-{n + i}"] for i in range(2)]
-    peak, tensors = child(code, *runs[0]), child(given_back, *runs[1], **GIVEN_BACK)
-    planned = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from ppomax.commands.plan import main; main(chr(112), sys.argv[1:])",
-            "--devices=cpu",
-            *words,
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    given = json.loads(planned.stdout)["given"]
-    row = {
-        **case,
-        "measured": peak - baseline,
-        "given_back": tensors - baseline,
-        "planned": given["peak_bytes"],
-        "phase": given["peak_phase"],
-    }
-    row["off"] = row["planned"] / row["measured"] - 1
-    return row
+    out = folder / f"run-{len(list(folder.glob('run-*')))}"
+    words = ["ppo", *words_of(case, folder), f"--prompts={prompts}", f"--output_dir={out}"]
+    if how == "measured":
+        return child(code, *words)
+    return child("import ppomax.train.parallel as p\np.keep_freed_memory = lambda: None\n" + code, *words, **GIVEN_BACK)
+
+
+def planned(case: dict[str, Any]) -> dict[str, int]:
+    """What the plan says of a case: bytes by part in its largest phase."""
+    from ppomax.commands.plan import run_config
+    from ppomax.plan.devices import Shares, parse_devices
+    from ppomax.plan.search import plan
+    from ppomax.plan.work import settings_of, work_of
+
+    words = [word for word in words_of(case, Path()) if not word.startswith(("--model", "--reward"))]
+    run = run_config([*words, f"--model=new-{case['size']}", f"--reward=new-{case['size']}"], None)
+    found = plan(work_of(run), settings_of(run), parse_devices("cpu"), Shares()).memory
+    return found.phases[found.peak_phase]
 
 
 def table(rows: list[dict[str, Any]], baseline: int) -> str:
-    """Markdown."""
+    """Markdown: MiB, baseline subtracted."""
     lines = [
         f"Baseline, subtracted: {baseline / MIB:.0f} MiB.", "",
-        "| model | precision | micro_batch_tokens | checkpointing | measured MiB | planned MiB | off |", "|---|---|---|---|---|---|---|",
-        *(
-            f"| {r['size']} | {r['precision']} | {r['micro_batch_tokens']} | {'on' if r['checkpointing'] else 'off'} "
-            f"| {r['measured'] / MIB:.0f} | {r['planned'] / MIB:.0f} | {r['off']:+.0%} |"
-            for r in rows
-        ),
+        "| model | precision | micro_batch_tokens | tensors measured | planned | off | process measured | planned | off |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    for row in rows:
+        parts = planned(row)
+        whole = sum(parts.values())
+        tensors = whole - parts.get("heap", 0)
+        cells = []
+        for said, how in ((tensors, "given_back"), (whole, "measured")):
+            if how not in row:
+                cells += ["", f"{said / MIB:.0f}", ""]
+                continue
+            found = row[how] - baseline
+            cells += [f"{found / MIB:.0f}", f"{said / MIB:.0f}", f"{said / found - 1:+.0%}"]
+        lines.append(f"| {row['size']} | {row['precision']} | {row['micro_batch_tokens']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file for the table")
-    parser.add_argument("--sizes", nargs="+", default=["1m", "6m", "25m"])
-    args = parser.parse_args()
-    baseline = max(child(BASELINE) for _ in range(2))
-    rows: list[dict[str, Any]] = []
+    parser.add_argument(
+        "--out", type=Path, required=True, help="JSON file of what was measured; what it holds is not run again"
+    )
+    out: Path = parser.parse_args().out
+    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
+    rows: list[dict[str, Any]] = known["rows"]
+    rows += [dict(case) for case in CASES if not any(case.items() <= row.items() for row in rows)]
+    baseline = known.get("baseline") or max(child(BASELINE) for _ in range(2))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         texts, prompts = folder / "texts.txt", folder / "prompts.jsonl"
         write_texts(texts)
         asked = texts.read_text(encoding="utf-8").splitlines()[:64]
         prompts.write_text("\n".join(json.dumps({"prompt": " ".join([text] * 3)}) for text in asked), encoding="utf-8")
-        for size in args.sizes:
-            child(MODELS, size, str(folder / size), str(texts))
-            for case in CASES:
-                if case["size"] == size:
-                    rows.append(measure(case, folder / size, prompts, baseline))
-                    print(rows[-1], file=sys.stderr, flush=True)
+        for how in ("measured", "given_back"):
+            for row in rows:
+                if how in row:
+                    continue
+                here = folder / row["size"]
+                if not here.exists():
+                    child(MODELS, row["size"], str(here), str(texts))
+                row[how] = measure(row, here, prompts, how)
+                out.write_text(json.dumps({"baseline": baseline, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+                print(row, file=sys.stderr, flush=True)
     print(table(rows, baseline))
-    if args.out:
-        args.out.write_text(json.dumps({"baseline": baseline, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

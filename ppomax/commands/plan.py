@@ -130,6 +130,7 @@ def head(work: Work, devices: Devices, shares: Shares) -> list[str]:
     """What is planned, and everything that is assumed."""
     billions = f"{work.policy.causal / 1e9:.3g}" if work.policy.causal >= 1e8 else f"{work.policy.causal / 1e9:.4f}"
     kind = KINDS[devices.kind]
+    server = [f"responses: from a vLLM server on {devices.per_node} more such devices"] if work.server else []
     frozen = ", ".join(
         [*(["the reference"] if work.reference else []), *(f"reward model {s.name}" for s in work.rewards)]
     )
@@ -139,6 +140,7 @@ def head(work: Work, devices: Devices, shares: Shares) -> list[str]:
         f"{work.precision}",
         f"an iteration: {work.rollout_batch} samples of {work.prompt} + {work.response} tokens (all at their longest), "
         f"{work.updates} updates of {work.minibatch}",
+        *server,
         f"devices: {nodes} of {devices.memory / GIB:.0f} GiB, {devices.usable(shares) / GIB:.1f} of them for tensors; "
         f"speed of {kind.about}:",
         f"  {devices.bf16_flops / 1e12:g} TFLOP/s bf16, {devices.float32_flops / 1e12:g} float32, memory "
@@ -159,6 +161,8 @@ def memory_table(asked: Plan) -> Table:
         table.add_column(phase, justify="right", style="bold" if phase == asked.memory.peak_phase else "")
     table.add_column("", style="dim", overflow="fold")
     for part, about in PARTS.items():
+        if not any(parts[part] for parts in phases.values()):
+            continue
         table.add_row(part, *(gib(phases[phase][part]) for phase in phases), about)
     table.add_row("total", *(gib(asked.memory.total(phase)) for phase in phases), "", style="bold")
     table.add_row(

@@ -21,9 +21,12 @@ PARTS = {
     "logits": "of one block of positions, and what is made of it",
     "cache": "keys and values of the sequences that are being drawn",
     "buffers": "weights made whole or bf16 for the time of a pass; gradients on their way",
+    "heap": "on a CPU: freed memory that the C library keeps and cannot use again",
 }
 LOGITS_COPIES = 3
 """logits of a block, their log-softmax, its exponential; as many in the backward pass"""
+HEAP = 0.6
+"""measured on a CPU with glibc: holes in its heap, as a share of all tensors that are made while the run goes on"""
 SAMPLING_COPIES = 4
 """logits of the next tokens, with penalty and temperature, their softmax, its sorted or summed form"""
 
@@ -52,6 +55,8 @@ class Work:
     """`float32` or `bf16`"""
     penalty: bool = False
     """a repetition penalty is on: which tokens were seen is kept"""
+    server: bool = False
+    """a vLLM server on devices of its own draws the responses"""
 
     @property
     def length(self) -> int:
@@ -184,13 +189,18 @@ class Memory:
 def memory(work: Work, settings: Settings, devices: Devices) -> Memory:
     """Bytes of one device in every phase."""
     resident, host = _resident(work, settings, devices.count)
+    loaded = resident["weights"] + resident["frozen models"]
     phases = {
         "sample": _sample(work, settings, devices),
         "score": _score(work, settings, devices),
         "update": _update(work, settings, devices),
         "step": _step(work, settings, devices),
     }
-    return Memory({phase: {**dict.fromkeys(PARTS, 0), **resident, **own} for phase, own in phases.items()}, host)
+    parts = {phase: {**dict.fromkeys(PARTS, 0), **resident, **own} for phase, own in phases.items()}
+    if devices.is_cpu:
+        for found in parts.values():
+            found["heap"] = int(HEAP * (sum(found.values()) - loaded))
+    return Memory(parts, host)
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:
@@ -263,6 +273,8 @@ def _resident(work: Work, settings: Settings, ranks: int) -> tuple[dict[str, int
 
 def _sample(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
     shape, precision = work.policy, work.precision
+    if work.server:  # which is sent one weight at a time, made whole for it
+        return {"buffers": 4 * shape.embedding if settings.shard != "none" else 0}
     rows = min(settings.sampling_batch, _divided(work.rollout_batch, devices.count))
     if settings.shard == "none":
         buffers = _copies(shape, precision)

@@ -50,7 +50,7 @@ def candidates(work: Work, given: Settings, devices: Devices) -> Iterator[Settin
     n = devices.count
     rows = -(-work.minibatch // n)
     micro_batches = [work.length * r for r in _doubling(1, rows)]
-    sampling = _doubling(1, -(-work.rollout_batch // n))
+    sampling = [given.sampling_batch] if work.server else _doubling(1, -(-work.rollout_batch // n))
     shards = ["none", "zero2", "zero3"] if n > 1 else ["none"]
     frozen = ["replicate", *(["shard"] if n > 1 else []), *([] if devices.is_cpu else ["offload"])]
     for tokens, batch, shard, where, again in product(micro_batches, sampling, shards, frozen, (False, True)):
@@ -106,6 +106,8 @@ def remedies(work: Work, given: Settings, devices: Devices, shares: Shares) -> l
         adapters = replace(given, lora_rank=LORA_RANK)
         if best(replace(work, reference=False), adapters, devices, shares):
             out.append(f"adapters (--lora.rank {LORA_RANK})")
+    if not work.server and best(replace(work, server=True), given, devices, shares):
+        out.append("a vLLM server on devices of its own (--rollout.engine vllm)")
     for share in (2, 4):
         shorter = replace(work, response=work.response // share)
         if best(shorter, given, devices, shares):

@@ -44,34 +44,41 @@ def _sent(numbers: int, number_bytes: int, devices: Devices, shares: Shares) -> 
     return numbers * number_bytes * (n - 1) / n / (devices.slowest_link * shares.link) if n > 1 else 0.0
 
 
-def decode_seconds(work: Work, rows: int, devices: Devices, shares: Shares, *, number_bytes: int) -> float:
-    """All new tokens of ``rows`` sequences.
+def decode_seconds(
+    work: Work, rows: int, devices: Devices, shares: Shares, *, number_bytes: int, together: int = 1
+) -> float:
+    """All new tokens of ``rows`` sequences, on ``together`` devices that divide every weight among them.
 
     A step takes the longest of: reading the weights once and half of the full cache (its mean) from memory; multiplying;
-    and the Python around it, a fixed time a layer.
+    and, in this process (``together`` 1), the Python around it, a fixed time a layer.
     """
     shape = work.policy
     weights = (shape.matrices + shape.embedding) * number_bytes
     mean_length = work.prompt + work.response / 2
     cached = cache_bytes(shape, rows, 1, number_bytes) * mean_length
-    read = (weights + cached) / (devices.memory_rate * shares.decode)
+    read = (weights + cached) / (devices.memory_rate * shares.decode * together)
     operations = rows * (
         2.0 * (shape.matrices + shape.embedding) + 4.0 * shape.layers * shape.attention_width * mean_length
     )
-    multiply = operations / (devices.flops(work.precision) * shares.score)
-    return work.response * max(read, multiply, shape.layers * shares.layer_us * 1e-6)
+    multiply = operations / (devices.flops(work.precision) * shares.score * together)
+    return work.response * max(read, multiply, 0.0 if work.server else shape.layers * shares.layer_us * 1e-6)
 
 
 def _sample(work: Work, settings: Settings, devices: Devices, shares: Shares) -> float:
+    """Over the prompts, then token by token. A server is taken to be one node of such devices, given its weights first."""
     shape, w = work.policy, compute_bytes(work.precision)
+    flops = devices.flops(work.precision) * shares.score
+    if work.server:
+        together = devices.per_node
+        sent = shape.causal * w / (devices.network_rate * shares.link)
+        prompts = forward_flops(shape, work.rollout_batch, work.prompt, work.rollout_batch) / (flops * together)
+        drawn = decode_seconds(work, work.rollout_batch, devices, shares, number_bytes=w, together=together)
+        return sent + prompts + drawn
     mine = -(-work.rollout_batch // devices.count)
-    prompts = forward_flops(shape, mine, work.prompt, mine) / (devices.flops(work.precision) * shares.score)
-    drawn = 0.0
-    left = mine
-    while left > 0:
-        rows = min(left, settings.sampling_batch)
-        drawn += decode_seconds(work, rows, devices, shares, number_bytes=w)
-        left -= rows
+    prompts = forward_flops(shape, mine, work.prompt, mine) / flops
+    batches = [min(settings.sampling_batch, mine - done) for done in range(0, mine, settings.sampling_batch)]
+    number = 4 if devices.is_cpu else w
+    drawn = sum(decode_seconds(work, rows, devices, shares, number_bytes=number) for rows in batches)
     whole = _sent(shape.causal, 4, devices, shares) if settings.shard != "none" else 0.0
     return prompts + drawn + whole
 

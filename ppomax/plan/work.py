@@ -20,6 +20,8 @@ def _shape(name: str, field: str, trust_remote_code: bool) -> Shape:
 def work_of(config: PPOConfig) -> Work:
     """What an iteration of ``config`` has to do. Without a reward source one reward model of the policy's shape is taken."""
     trust = config.trust_remote_code
+    if config.rollout.colocated:
+        raise UserError("rollout.colocated: cannot be planned; leave it out to plan for a server on devices of its own")
     policy = _shape(config.model, "model", trust)
     names = [
         name
@@ -46,6 +48,7 @@ def work_of(config: PPOConfig) -> Work:
         prompt=config.max_prompt_length, response=config.sampling.max_new_tokens, rollout_batch=config.rollout_batch,
         minibatch=min(config.minibatch, samples), updates=config.ppo_epochs * math.ceil(samples / config.minibatch),
         precision=config.precision, penalty=config.sampling.repetition_penalty != 1,
+        server=config.rollout.engine == "vllm",
     )  # fmt: skip
 
 

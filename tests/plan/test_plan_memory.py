@@ -118,6 +118,18 @@ def test_ways_to_divide() -> None:
     assert SETTINGS.on(1) == replace(SETTINGS, shard="none", frozen="replicate")
 
 
+def test_on_a_cpu_the_heap_has_holes() -> None:
+    found = memory(work(), replace(SETTINGS, shard="none", frozen="replicate"), parse_devices("cpu")).phases["update"]
+    made = sum(found[part] for part in ("optimiser", "gradients", "activations", "logits", "cache", "buffers"))
+    assert found["heap"] == int(0.6 * made)
+    assert memory(work(), SETTINGS, EIGHT).phases["update"]["heap"] == 0
+
+
+def test_a_server_draws_the_responses() -> None:
+    found = memory(work(server=True), SETTINGS, EIGHT).phases["sample"]
+    assert (found["cache"], found["activations"], found["buffers"]) == (0, 0, 4 * V)
+
+
 def test_adapters() -> None:
     rank = 16
     by_hand = 32 * rank * (4 * (4096 + 4096) + 3 * (4096 + 11008))

@@ -86,3 +86,12 @@ def test_offloaded_models_travel_once() -> None:
     still = seconds(work(), replace(SETTINGS, shard="none", frozen="replicate"), one, SHARES)
     moved = seconds(work(), replace(SETTINGS, shard="none", frozen="offload"), one, SHARES)
     assert moved["score"] - still["score"] == pytest.approx(4 * (2 * SEVEN.causal - V + 4096) / 20e9)
+
+
+def test_a_server_reads_its_weights_on_a_whole_node() -> None:
+    eight = parse_devices("8xa100")
+    found = seconds(work(server=True), SETTINGS, eight, SHARES)["sample"]
+    sent = SEVEN.causal * 2 / (25e9 * 0.7)
+    prompts = 128 * (512 * (2 * MATRICES + 2 * 32 * 4096 * 512) + 2 * V) / (312e12 * 0.5 * 8)
+    read = ((MATRICES + V) * 2 + 2 * 32 * 128 * 4096 * 2 * 768) / (2039e9 * 0.6 * 8)
+    assert found == pytest.approx(sent + prompts + 512 * read)
