@@ -26,25 +26,8 @@ from ppomax.evaluate.encoder_reward import EncoderReward, is_encoder, question_t
 from ppomax.models.fresh import new_model
 
 WORDS = [
-    "which",
-    "is",
-    "best",
-    "?",
-    "a",
-    "b",
-    "c",
-    "good",
-    "bad",
-    "words",
-    "more",
-    "of",
-    "them",
-    ".",
-    "Human",
-    ":",
-    "Assistant",
-    "hello",
-    "there",
+    *("which", "is", "best", "?", "a", "b", "c", "good", "bad", "words"),
+    *("more", "of", "them", ".", "Human", ":", "Assistant", "hello", "there"),
 ]
 SMALL: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                          "num_labels": 1, "pad_token_id": 0, "max_position_embeddings": 24}  # fmt: skip
