@@ -87,6 +87,8 @@ class LoraConfig(Section):
     """scale: the adapter's output is multiplied by alpha / rank"""
     target_modules: str | list[str] = "all-linear"
     """which layers get an adapter"""
+    shared_base: bool = False
+    """ppo: policy, critic and reward models are adapters on one base, and the reference is the base: a quarter of the memory"""
 
 
 class CheckpointConfig(Section):

@@ -50,6 +50,11 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
         raise UserError(f"rollout_batch {config.rollout_batch} is no multiple of sampling.samples_per_prompt {each}")
     if config.rollout.engine == "vllm":
         refuse_unlike_vllm(config)
+    if config.lora is not None and config.lora.shared_base:
+        if config.reference is not None:
+            raise UserError("lora.shared_base: the reference is the base itself: leave out `reference`")
+        if config.critic.init not in ("reward", "policy"):
+            raise UserError(f"lora.shared_base: critic.init is {config.critic.init}: choose `reward` or `policy`")
     if config.watch.detect and config.watch.on_collapse == "rollback" and config.checkpoint.every == 0:
         raise UserError("watch.on_collapse: rollback needs checkpoints: set checkpoint.every above 0")
     if config.watch.webhook is not None and not config.watch.webhook.startswith(("http://", "https://", "$")):
@@ -120,6 +125,11 @@ def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
             yield from _inert_in_sampling(section, name)
     if isinstance(config, TextDataConfig):
         yield from _inert_in_evaluation(config)
+    if not isinstance(config, PPOConfig):
+        yield "parallel.frozen", "only ppo has frozen models"
+        yield "lora.shared_base", "only ppo has several models"
+    elif config.lora is not None and config.lora.shared_base:
+        yield "parallel.frozen", "lora.shared_base leaves no frozen model but the base, which is divided as parallel.shard says"
     if isinstance(config, PPOConfig):
         yield from _inert_in_ppo(config)
 

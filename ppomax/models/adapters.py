@@ -6,11 +6,13 @@ optimisers, know it from the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
+
+R = TypeVar("R")
 
 
 def _switches(model: nn.Module) -> list[Any]:
@@ -30,6 +32,24 @@ def adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         for switch, names in zip(switches, before, strict=True):
             switch._active_adapter = names
+
+
+def as_now(module: nn.Module, function: Callable[..., R]) -> Callable[..., R]:
+    """``function`` of a module, which whenever it is called goes through the adapters that are in use now."""
+    switches = _switches(module)
+    names = [switch._active_adapter for switch in switches]
+
+    def later(*args: Any, **kwargs: Any) -> R:
+        before = [switch._active_adapter for switch in switches]
+        for switch, name in zip(switches, names, strict=True):
+            switch._active_adapter = name
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for switch, name in zip(switches, before, strict=True):
+                switch._active_adapter = name
+
+    return later if switches else function
 
 
 def copy_switches(source: nn.Module, target: nn.Module) -> None:

@@ -348,7 +348,7 @@ def make_source(
     given = [kind for kind in ("model", "function", "url") if getattr(config, kind) is not None]
     if len(given) != 1:
         raise UserError(f"reward: give exactly one of model, function, url (found {', '.join(given) or 'none'})")
-    name = config.name or _default_name(config)
+    name = config.name or default_name(config)
     if config.function is not None:
         return FunctionSource(import_function(config.function), config.name or config.function, weight=config.weight)
     if config.url is not None:
@@ -358,7 +358,7 @@ def make_source(
                        precision=precision, micro_batch_tokens=micro_batch_tokens)  # fmt: skip
 
 
-def _default_name(config: RewardSourceConfig) -> str:
+def default_name(config: RewardSourceConfig) -> str:
     """The run's name for RUN/final, else the last part of the path or address."""
     path = (
         config.function or config.url or (config.model if isinstance(config.model, str) else (config.model or [""])[0])

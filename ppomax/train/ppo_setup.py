@@ -33,6 +33,7 @@ from ppomax.models.loading import (
 )
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
+from ppomax.train.ppo_shared import shared_models
 from ppomax.train.sharding import Offloaded, divide, first_device, frozen_device, go_home, put_aside
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -126,6 +127,7 @@ def prepare(
     training, held_out = _prompts(config, chat_format, prompts, ranks)
     mixed = _ptx(config, chat_format, ptx, ranks)
 
+    in_memory = policy is not None
     if policy is None:
         policy = load_causal_lm(config.model, device, trust)
     else:
@@ -133,6 +135,7 @@ def prepare(
     policy.config.use_cache = False
     if getattr(policy.config, "ppomax_stage", None) == "base":
         say(ranks, f"warning: {config.model} was never fine-tuned (detail 9): without SFT, PPO usually fails")
+    shared = config.lora is not None and config.lora.shared_base
     sources, judges = (
         [
             make_source(
@@ -141,11 +144,39 @@ def prepare(
             )
             for source in group
         ]
-        for group in (given or config.reward, config.watch.judge)
+        for group in ([] if shared else given or config.reward, config.watch.judge)
     )  # fmt: skip
+    frozen = [member.model for source in [*sources, *judges] for member in getattr(source, "members", [])]
+    if shared:
+        if critic is not None or reference is not None:
+            raise UserError("lora.shared_base: critic and reference in memory have bases of their own: leave them out")
+        _fit_contexts(config, tokenizer, {"policy": policy}, [*training, *held_out], mixed)
+        policy, critic, reference, sources = shared_models(
+            config, policy, chat_format, ranks, given, in_memory=in_memory
+        )
+    else:
+        policy, critic, reference = _own_models(
+            config, tokenizer, policy, critic, reference, sources, frozen, ranks, [*training, *held_out], mixed
+        )
+    bench: list[Offloaded] = []
+    for model in {id(model): model for model in frozen}.values():
+        put_aside(model, config.parallel, ranks, config.precision, bench)
+
+    return Setup(
+        policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
+        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed, bench,
+    )  # fmt: skip
+
+
+def _own_models(
+    config: PPOConfig, tokenizer: Any, policy: Any, critic: Any, reference: Any, sources: Sequence[RewardSource],
+    frozen: list[Any], ranks: Ranks, prompts: Sequence[EncodedPrompt], mixed: Sequence[tuple[list[int], list[bool]]],
+) -> tuple[Any, Any, Any | None]:  # fmt: skip
+    """Policy, critic and reference with weights of their own; the reference joins ``frozen``. None: the policy's base."""
+    device, trust = first_device(config.parallel, ranks), config.trust_remote_code
+    at_rest = frozen_device(config.parallel, ranks)
     if critic is None:
         critic = _critic(config, policy, tokenizer, sources, device, trust)
-    frozen = [member.model for source in [*sources, *judges] for member in getattr(source, "members", [])]
     if any(critic is model for model in frozen):  # the critic is trained, the reward model it starts from is not
         critic = copy.deepcopy(critic)
     critic = critic.to(device, torch.float32).eval()
@@ -157,7 +188,7 @@ def prepare(
     if reference is not None:
         frozen.append(freeze(reference.to(at_rest)))
     models = {"policy": policy, "critic": critic, "reference": reference}
-    _fit_contexts(config, tokenizer, models, [*training, *held_out], mixed)
+    _fit_contexts(config, tokenizer, models, prompts, mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)
     if config.lora is not None:
@@ -165,14 +196,7 @@ def prepare(
         critic = add_lora(critic, config.lora, "SEQ_CLS")
     for model in (policy, critic):
         divide(model, config.parallel, ranks, config.precision)
-    bench: list[Offloaded] = []
-    for model in {id(model): model for model in frozen}.values():
-        put_aside(model, config.parallel, ranks, config.precision, bench)
-
-    return Setup(
-        policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
-        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed, bench,
-    )  # fmt: skip
+    return policy, critic, reference
 
 
 def _critic(

@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppomax.config import ParallelConfig
 from ppomax.errors import UserError
-from ppomax.models.adapters import copy_switches
+from ppomax.models.adapters import as_now, copy_switches
 from ppomax.train.parallel import Ranks
 
 R = TypeVar("R")
@@ -168,8 +168,8 @@ def divide(
 
 def to_save(model: Any) -> Any:
     """``model`` as it can be written: itself, or where its weights are divided a whole copy on the main rank (else None)."""
-    division = getattr(model, "division", None)
-    return division.saved(model) if isinstance(division, Sharded) else model
+    saved = getattr(getattr(model, "division", None), "saved", None)
+    return model if saved is None else saved(model)
 
 
 # -------------------------------------------------------------------------------------- frozen models on the CPU
@@ -218,9 +218,7 @@ def frozen_device(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
     return ranks.device if parallel.frozen == "replicate" else torch.device("cpu")
 
 
-def put_aside(
-    model: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, bench: list[Offloaded]
-) -> None:
+def put_aside(model: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, bench: list[Offloaded]) -> None:
     """Make a frozen model ready as the configuration asks."""
     if parallel.frozen == "offload":
         offload(model, ranks.device, bench)
@@ -253,13 +251,13 @@ def checkpoint_activations(model: nn.Module) -> None:
     where transformers' own switch does nothing; there is no dropout, so no random numbers have to be kept.
     """
     for layer in _require_layers(model, "parallel.activation_checkpointing"):
-        layer.forward = _recomputed(layer.forward)
+        layer.forward = _recomputed(layer, layer.forward)
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputed(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward_again(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(as_now(layer, forward), *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return forward_again
