@@ -68,7 +68,7 @@ def pairs() -> list[PreferencePair]:
 
 def train(folder: Path, name: str, rank: int) -> int:
     """One rank of one case; the main one leaves what it saw."""
-    stage, mode, size = name.split()
+    stage, mode, _ = name.split()
     out = folder / name
     fresh: list[dict[str, Any]] = []
     if stage in ("sft", "reward"):
