@@ -69,6 +69,7 @@ def test_a_run_is_that_of_our_own_engine(fake: FakeVLLM, served: Served, tmp_pat
     for mine, other in zip(timeless(ours.metrics), timeless(theirs.metrics), strict=True):
         assert other.pop("rollout/logprob_gap") < 1e-5 and other.pop("rollout/logprob_gap_max") < 1e-4
         assert 0 <= other.pop("rollout/kl") < 1e-8
+        assert other.pop("phase") == mine.pop("phase")
         assert other == pytest.approx(mine, rel=1e-5, abs=1e-7)
     for name, value in weights(ours.policy).items():
         assert torch.allclose(value, weights(theirs.policy)[name], atol=1e-6), name
