@@ -23,7 +23,7 @@ MIB = 2**20
 PROMPT, RESPONSE = 64, 64
 CASES: list[dict[str, Any]] = [
     {"size": size, "precision": precision, "micro_batch_tokens": tokens, "samples": samples}
-    for size, tokens, samples in (("25m", 1024, 16), ("1m", 2048, 32), ("6m", 1024, 32), ("6m", 2048, 32))
+    for size, tokens, samples in (("25m", 1024, 16), ("6m", 2048, 32), ("1m", 2048, 32), ("6m", 1024, 32))
     for precision in ("float32", "bf16")
 ]
 TOLD = "\nprint('VmHWM', next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
@@ -94,13 +94,18 @@ def measure(case: dict[str, Any], folder: Path, prompts: Path, how: str) -> int:
 
 
 def planned(case: dict[str, Any]) -> dict[str, int]:
-    """What the plan says of a case: bytes by part in its largest phase."""
+    """What the plan says of a case: bytes by part in its largest phase.
+
+    `joint`: measured while gradients of policy and critic were always held together, as with one common norm now.
+    """
     from ppomax.commands.plan import run_config
     from ppomax.plan.devices import Shares, parse_devices
     from ppomax.plan.search import plan
     from ppomax.plan.work import settings_of, work_of
 
     words = [word for word in words_of(case, Path()) if not word.startswith(("--model", "--reward"))]
+    if case.get("joint"):
+        words.append("--grad_clip.joint=true")
     run = run_config([*words, f"--model=new-{case['size']}", f"--reward=new-{case['size']}"], None)
     found = plan(work_of(run), settings_of(run), parse_devices("cpu"), Shares()).memory
     return found.phases[found.peak_phase]
@@ -124,7 +129,8 @@ def table(rows: list[dict[str, Any]], baseline: int) -> str:
                 continue
             found = row[how] - baseline
             cells += [f"{found / MIB:.0f}", f"{said / MIB:.0f}", f"{said / found - 1:+.0%}"]
-        lines.append(f"| {row['size']} | {row['precision']} | {row['micro_batch_tokens']} | {' | '.join(cells)} |")
+        size = row["size"] + (" *" if row.get("joint") else "")
+        lines.append(f"| {size} | {row['precision']} | {row['micro_batch_tokens']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -136,7 +142,9 @@ def main() -> None:
     out: Path = parser.parse_args().out
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
     rows: list[dict[str, Any]] = known["rows"]
-    rows += [dict(case) for case in CASES if not any(case.items() <= row.items() for row in rows)]
+    rows += [
+        dict(case) for case in CASES if not any(case.items() <= row.items() and not row.get("joint") for row in rows)
+    ]
     baseline = known.get("baseline") or max(child(BASELINE) for _ in range(2))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

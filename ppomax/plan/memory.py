@@ -16,7 +16,7 @@ PARTS = {
     "weights": "of policy and critic, float32",
     "frozen models": "reference and reward models",
     "optimiser": "AdamW's two moments, float32",
-    "gradients": "of policy and critic, float32",
+    "gradients": "of the policy, then of the critic, float32",
     "activations": "kept for the backward pass, and at work in a layer",
     "logits": "of one block of positions, and what is made of it",
     "cache": "keys and values of the sequences that are being drawn",
@@ -25,8 +25,8 @@ PARTS = {
 }
 LOGITS_COPIES = 3
 """logits of a block, their log-softmax, its exponential; as many in the backward pass"""
-HEAP = 0.6
-"""measured on a CPU with glibc: holes in its heap, as a share of all tensors that are made while the run goes on"""
+HEAP = 1.0
+"""measured on a CPU with glibc: holes in its heap, as a share of what an update keeps for its backward pass"""
 SAMPLING_COPIES = 4
 """logits of the next tokens, with penalty and temperature, their softmax, its sorted or summed form"""
 
@@ -55,6 +55,8 @@ class Work:
     """`float32` or `bf16`"""
     penalty: bool = False
     """a repetition penalty is on: which tokens were seen is kept"""
+    joint: bool = False
+    """gradients of policy and critic are clipped by one norm (`grad_clip.joint`), so both are held at once"""
     server: bool = False
     """a vLLM server on devices of its own draws the responses"""
 
@@ -78,6 +80,8 @@ class Settings:
     """activations of a layer are made again in the backward pass"""
     lora_rank: int = 0
     """0: everything is trained"""
+    shared_base: bool = False
+    """policy, critic and reward models are adapters of one base, whose bare self is the reference"""
 
     def on(self, ranks: int) -> Settings:
         """As they act on so many ranks: one alone has nothing to divide."""
@@ -94,7 +98,9 @@ class Settings:
             "parallel.frozen": self.frozen,
             "parallel.activation_checkpointing": self.checkpointing,
         }
-        return named | ({"lora.rank": self.lora_rank} if self.lora_rank else {})
+        if self.lora_rank:
+            named |= {"lora.rank": self.lora_rank, "lora.shared_base": self.shared_base}
+        return named
 
 
 def compute_bytes(precision: str) -> int:
@@ -189,18 +195,13 @@ class Memory:
 def memory(work: Work, settings: Settings, devices: Devices) -> Memory:
     """Bytes of one device in every phase."""
     resident, host = _resident(work, settings, devices.count)
-    loaded = resident["weights"] + resident["frozen models"]
     phases = {
         "sample": _sample(work, settings, devices),
         "score": _score(work, settings, devices),
         "update": _update(work, settings, devices),
         "step": _step(work, settings, devices),
     }
-    parts = {phase: {**dict.fromkeys(PARTS, 0), **resident, **own} for phase, own in phases.items()}
-    if devices.is_cpu:
-        for found in parts.values():
-            found["heap"] = int(HEAP * (sum(found.values()) - loaded))
-    return Memory(parts, host)
+    return Memory({phase: {**dict.fromkeys(PARTS, 0), **resident, **own} for phase, own in phases.items()}, host)
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:
@@ -221,9 +222,17 @@ def _divided(numbers: int, ranks: int) -> int:
     return -(-numbers // ranks)
 
 
-def _copies(shape: Shape, precision: str) -> int:
-    """bf16 copies of matrices and unembedding that autocast keeps for the time of a pass: 2 bytes each."""
-    return 2 * (shape.matrices + shape.embedding) if precision == "bf16" else 0
+def _copies(shape: Shape, precision: str, settings: Settings, *, backward: bool) -> int:
+    """bf16 copies of matrices and unembedding, 2 bytes each.
+
+    Autocast keeps them for the time of a pass where the weights are trained. Under adapters it keeps none, but the
+    backward pass does, unless the base is bf16 as it lies (`lora.shared_base`): then of the unembedding alone.
+    """
+    if precision != "bf16":
+        return 0
+    if not settings.lora_rank or (backward and not settings.shared_base):
+        return 2 * (shape.matrices + shape.embedding)
+    return 2 * shape.embedding
 
 
 def ends(shape: Shape, *, scalar: bool) -> int:
@@ -239,7 +248,7 @@ def gathered(shape: Shape, settings: Settings, precision: str, *, scalar: bool, 
     twice in float32 (filled and sent), those of the ends twice in float32.
     """
     if settings.shard == "none":
-        return _copies(shape, precision)
+        return _copies(shape, precision, settings, backward=backward)
     w = compute_bytes(precision)
     layer, outside = shape.layer_parameters, ends(shape, scalar=scalar)
     whole = (shape.layers if settings.shard == "zero2" else min(3, shape.layers)) * layer * w + 4 * outside
@@ -263,8 +272,16 @@ def _resident(work: Work, settings: Settings, ranks: int) -> tuple[dict[str, int
     trained = sum(trained_parameters(work, settings))
     weights = work.policy.causal + work.critic.scalar + (trained if settings.lora_rank else 0)
     frozen = 4 * _divided(sum(_size(*f) for f in _frozen(work)), ranks if settings.frozen == "shard" else 1)
+    held = 4 * weights
+    if (
+        settings.shared_base
+    ):  # layers' matrices as they are computed with, all else in float32; reward models are adapters
+        w, matrices = compute_bytes(work.precision), work.policy.matrices
+        held = w * matrices + 4 * (work.policy.causal - matrices + trained)
+        adapters = sum(lora_parameters(work.policy, settings.lora_rank) + work.policy.width for _ in work.rewards)
+        held, frozen = held + 4 * adapters, 0
     parts = {
-        "weights": 4 * _divided(weights, shards),
+        "weights": _divided(held, shards),
         "optimiser": 8 * _divided(trained, shards),
         "frozen models": 0 if settings.frozen == "offload" else frozen,
     }
@@ -277,7 +294,7 @@ def _sample(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
         return {"buffers": 4 * shape.embedding if settings.shard != "none" else 0}
     rows = min(settings.sampling_batch, _divided(work.rollout_batch, devices.count))
     if settings.shard == "none":
-        buffers = _copies(shape, precision)
+        buffers = _copies(shape, precision, settings, backward=False)
     else:  # a whole copy of the policy: layers as they are computed with, the ends in float32
         halved = 2 * shape.embedding if precision == "bf16" else 0
         layers = shape.layers * shape.layer_parameters * compute_bytes(precision)
@@ -298,6 +315,8 @@ def _score(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
 
     def visit(shape: Shape, scalar: bool) -> int:
         """What a frozen model brings for its pass."""
+        if settings.shared_base:
+            return gathered(shape, settings, precision, scalar=scalar, backward=False)
         brought = 4 * _size(shape, scalar) if settings.frozen == "offload" else 0
         return brought + (gathered(shape, frozen, precision, scalar=scalar, backward=False) if frozen else 0)
 
@@ -305,7 +324,7 @@ def _score(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
     critic = gathered(work.critic, settings, precision, scalar=True, backward=False)
     # copies of weights stay to the end of the pass under autocast, gathered ones go after each model
     both = policy + critic if settings.shard == "none" else max(policy, critic)
-    reference = visit(work.policy, False) if work.reference else 0
+    reference = visit(work.policy, False) if work.reference and not settings.shared_base else 0
     first = {
         "logits": LOGITS_COPIES * logits_block(work.policy, rows * max(work.response, work.prompt)),
         "activations": max(at_work(s, tokens, precision) for s in (work.policy, work.critic)),
@@ -318,28 +337,33 @@ def _score(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
 
 
 def _update(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
-    """The heavier of two: forward and backward pass of the policy, or of the critic; gradients of both are there."""
+    """The heavier of two: passes of the critic with its gradients, and then those of the policy."""
     shards = devices.count if settings.shard != "none" else 1
     rows, tokens = micro_batch(settings.micro_batch_tokens, work.length, _divided(work.minibatch, devices.count))
+    of_policy, of_critic = trained_parameters(work, settings)
 
-    def passes(shape: Shape, scalar: bool) -> dict[str, int]:
+    def passes(shape: Shape, scalar: bool, trained: int) -> dict[str, int]:
         kept = activations(shape, tokens, work.precision, devices.is_cpu, settings.checkpointing)
+        kept += backward_work(shape, tokens, work.precision)
+        logits = 0 if scalar else LOGITS_COPIES * logits_block(shape, rows * work.response)
         return {
-            "gradients": 4 * _divided(sum(trained_parameters(work, settings)), shards),
-            "activations": kept + backward_work(shape, tokens, work.precision),
-            "logits": 0 if scalar else LOGITS_COPIES * logits_block(shape, rows * work.response),
+            "gradients": 4 * _divided(trained, shards),
+            "activations": kept,
+            "logits": logits,
+            "heap": int(HEAP * (kept + logits)) if devices.is_cpu else 0,
             "buffers": gathered(shape, settings, work.precision, scalar=scalar, backward=True),
         }
 
-    return max(passes(work.policy, False), passes(work.critic, True), key=lambda parts: sum(parts.values()))
+    policy = passes(work.policy, False, of_policy + (of_critic if work.joint else 0))
+    return max(policy, passes(work.critic, True, of_critic), key=lambda parts: sum(parts.values()))
 
 
 def _step(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
-    """Gradients; AdamW, which is fused, needs nothing for itself.
+    """Gradients of one model, or of both; AdamW, which is fused, needs nothing for itself.
 
     Ranks that do not divide weights sum all gradients of a model in one piece, which is a copy of them.
     """
     shards = devices.count if settings.shard != "none" else 1
     trained = trained_parameters(work, settings)
     summed = 4 * max(trained) if devices.count > 1 and settings.shard == "none" else 0
-    return {"gradients": 4 * _divided(sum(trained), shards), "buffers": summed}
+    return {"gradients": 4 * _divided(sum(trained) if work.joint else max(trained), shards), "buffers": summed}

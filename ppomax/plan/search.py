@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ppomax.plan.devices import Devices, Shares
+from ppomax.plan.devices import GIB, Devices, Shares
 from ppomax.plan.memory import Memory, Settings, Work, memory
 from ppomax.plan.seconds import seconds
 
@@ -53,6 +53,8 @@ def candidates(work: Work, given: Settings, devices: Devices) -> Iterator[Settin
     sampling = [given.sampling_batch] if work.server else _doubling(1, -(-work.rollout_batch // n))
     shards = ["none", "zero2", "zero3"] if n > 1 else ["none"]
     frozen = ["replicate", *(["shard"] if n > 1 else []), *([] if devices.is_cpu else ["offload"])]
+    if given.shared_base:
+        frozen = [given.frozen]  # there is none
     for tokens, batch, shard, where, again in product(micro_batches, sampling, shards, frozen, (False, True)):
         yield replace(
             given, micro_batch_tokens=tokens, sampling_batch=batch, shard=shard, frozen=where, checkpointing=again
@@ -98,14 +100,18 @@ def remedies(work: Work, given: Settings, devices: Devices, shares: Shares) -> l
             out.append(f"{more.count} such devices")
             break
     needed = least(work, given, devices, shares).memory.peak
-    whole = (needed + (0 if devices.is_cpu else shares.reserve_gib * 2**30)) / (
-        1 - (0 if devices.is_cpu else shares.fragmentation)
-    )
-    out.append(f"{devices.count} with {whole / 2**30:.0f} GiB each")
+    if not devices.is_cpu:
+        needed = int((needed + shares.reserve_gib * GIB) / (1 - shares.fragmentation))
+    out.append(f"{devices.count} with {needed // GIB + 1} GiB each")
     if not given.lora_rank:
-        adapters = replace(given, lora_rank=LORA_RANK)
-        if best(replace(work, reference=False), adapters, devices, shares):
-            out.append(f"adapters (--lora.rank {LORA_RANK})")
+        rank = LORA_RANK
+        if best(replace(work, reference=False), replace(given, lora_rank=rank), devices, shares):
+            out.append(f"adapters (--lora.rank {rank})")
+    rank = given.lora_rank or LORA_RANK
+    alike = {s.causal for s in (work.policy, work.critic, *work.rewards)} == {work.policy.causal}
+    on_one = replace(given, lora_rank=rank, shared_base=True)
+    if alike and not given.shared_base and best(replace(work, reference=False), on_one, devices, shares):
+        out.append(f"adapters on one base (--lora.rank {rank} --lora.shared_base)")
     if not work.server and best(replace(work, server=True), given, devices, shares):
         out.append("a vLLM server on devices of its own (--rollout.engine vllm)")
     for share in (2, 4):

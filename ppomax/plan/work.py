@@ -48,7 +48,7 @@ def work_of(config: PPOConfig) -> Work:
         prompt=config.max_prompt_length, response=config.sampling.max_new_tokens, rollout_batch=config.rollout_batch,
         minibatch=min(config.minibatch, samples), updates=config.ppo_epochs * math.ceil(samples / config.minibatch),
         precision=config.precision, penalty=config.sampling.repetition_penalty != 1,
-        server=config.rollout.engine == "vllm",
+        server=config.rollout.engine == "vllm", joint=config.grad_clip.joint,
     )  # fmt: skip
 
 
@@ -59,4 +59,5 @@ def settings_of(config: PPOConfig) -> Settings:
         shard=config.parallel.shard, frozen=config.parallel.frozen,
         checkpointing=config.parallel.activation_checkpointing,
         lora_rank=config.lora.rank if config.lora is not None else 0,
+        shared_base=config.lora is not None and config.lora.shared_base,
     )  # fmt: skip

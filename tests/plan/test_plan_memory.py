@@ -84,7 +84,9 @@ def test_llama_7b_on_eight_devices_zero3() -> None:
     assert set(update) == set(PARTS)
     assert update["weights"] == 4 * -(-(P + S) // 8)
     assert update["optimiser"] == 8 * -(-(P + S) // 8)
-    assert update["gradients"] == update["weights"]
+    assert update["gradients"] == 4 * -(-P // 8)  # the critic's are gone when the policy's come
+    both = memory(work(joint=True), SETTINGS, EIGHT)
+    assert both.phases["update"]["gradients"] == both.phases["step"]["gradients"] == update["weights"]
     assert update["frozen models"] == 4 * -(-(P + S) // 8)
     layer = 202_375_168 + 8192
     outside = 2 * V + 4096
@@ -120,8 +122,7 @@ def test_ways_to_divide() -> None:
 
 def test_on_a_cpu_the_heap_has_holes() -> None:
     found = memory(work(), replace(SETTINGS, shard="none", frozen="replicate"), parse_devices("cpu")).phases["update"]
-    made = sum(found[part] for part in ("optimiser", "gradients", "activations", "logits", "cache", "buffers"))
-    assert found["heap"] == int(0.6 * made)
+    assert found["heap"] == found["activations"] + found["logits"] > 0
     assert memory(work(), SETTINGS, EIGHT).phases["update"]["heap"] == 0
 
 
@@ -140,6 +141,21 @@ def test_adapters() -> None:
     assert found["weights"] == 4 * -(-(P + S + 2 * by_hand + 4096) // 8)
     assert found["optimiser"] == 8 * -(-(2 * by_hand + 4096) // 8)
     assert found["frozen models"] == 4 * -(-S // 8)
+
+
+def test_one_base_under_all_adapters() -> None:
+    rank = 16
+    one = replace(SETTINGS, lora_rank=rank, shared_base=True, shard="none", frozen="replicate")
+    found = memory(work(reference=False), one, parse_devices("1x24GB"))
+    adapters = lora_parameters(SEVEN, rank)
+    matrices = 32 * 202_375_168
+    base = 2 * matrices + 4 * (P - matrices)
+    assert found.phases["update"]["weights"] == base + 4 * (3 * adapters + 2 * 4096)
+    assert found.phases["update"]["frozen models"] == 0
+    assert found.phases["sample"]["buffers"] == found.phases["update"]["buffers"] == 2 * V
+    own = memory(work(reference=False), replace(one, shared_base=False), parse_devices("1x24GB"))
+    assert own.phases["sample"]["buffers"] == 2 * V
+    assert own.phases["update"]["buffers"] == 2 * (matrices + V)
 
 
 def test_ends_of_a_tied_model() -> None:
