@@ -31,6 +31,7 @@ from ppomax.models.loading import (
     load_tokenizer,
     scalar_from_causal,
 )
+from ppomax.models.precision import halve_linears
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_shared import shared_models
@@ -128,6 +129,8 @@ def prepare(
     mixed = _ptx(config, chat_format, ptx, ranks)
 
     in_memory = policy is not None
+    # models of the caller, to be used elsewhere: their weights keep their type
+    callers = {id(m[0] if isinstance(m, tuple) else m) for m in (reference, *given)}
     if policy is None:
         policy = load_causal_lm(config.model, device, trust)
     else:
@@ -159,7 +162,10 @@ def prepare(
             config, tokenizer, policy, critic, reference, sources, frozen, ranks, [*training, *held_out], mixed
         )
     bench: list[Offloaded] = []
+    divided = config.parallel.frozen == "shard" and ranks.size > 1  # sharding has its own bf16
     for model in {id(model): model for model in frozen}.values():
+        if config.precision == "bf16" and not divided and id(model) not in callers:
+            halve_linears(model)
         put_aside(model, config.parallel, ranks, config.precision, bench)
 
     return Setup(

@@ -9,8 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations import sdpa_attention
 
-from ppomax.models.logprobs import hidden_states
-from ppomax.models.precision import precision
+from ppomax.models.logprobs import hidden_states, token_logprobs
+from ppomax.models.precision import halve_linears, precision
+from ppomax.models.scalar import on_backbone, reset_unit, unit_outputs
 from ppomax.rollout.transformers_engine import make_cache
 
 CPU = torch.device("cpu")
@@ -100,3 +101,32 @@ def test_gradients_are_those_of_float32_to_the_accuracy_of_bf16(model: LlamaForC
 
     exact, rough = gradient("float32"), gradient("bf16")
     assert 1e-4 < float((exact - rough).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_halved_frozen_models_give_the_same_numbers(tied: bool) -> None:
+    """Bit for bit: a policy and its frozen copy must have a KL of exactly 0."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=0, tie_word_embeddings=tied,
+    )  # fmt: skip
+    policy = LlamaForCausalLM(config)
+    critic = on_backbone(copy.deepcopy(policy), pad_id=0)
+    reset_unit(critic, 3)
+    ids, targets = torch.randint(1, 50, (3, 9)), torch.randint(1, 50, (27,))
+    for model in (policy, critic):
+        frozen = copy.deepcopy(model).requires_grad_(False)
+        halve_linears(frozen)
+        halved = [n for n, p in frozen.named_parameters() if p.dtype == torch.bfloat16]
+        assert len(halved) == 2 * 7 + (model is policy and not tied)
+        with torch.no_grad(), precision(CPU, "bf16"):
+            for a, b in [(hidden_states(model, ids, None), hidden_states(frozen, ids, None))]:
+                assert torch.equal(a, b)
+                flat = a.flatten(0, 1)
+                if model is critic:
+                    assert torch.equal(unit_outputs(model, flat), unit_outputs(frozen, flat))
+                else:
+                    assert torch.equal(
+                        token_logprobs(model, flat, targets)[0], token_logprobs(frozen, flat, targets)[0]
+                    )
