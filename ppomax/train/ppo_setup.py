@@ -35,7 +35,7 @@ from ppomax.models.precision import halve_linears
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_shared import shared_models
-from ppomax.train.sharding import Offloaded, divide, first_device, frozen_device, go_home, put_aside
+from ppomax.train.sharding import Offloaded, divide, first_device, frozen_device, go_home, in_turn, put_aside
 
 RewardFunction = Callable[..., Sequence[float]]
 
@@ -111,8 +111,7 @@ def prepare(
     reward: Any = None, prompts: Sequence[Prompt] | None = None, ptx: Sequence[Dialogue | Text] | None = None,
 ) -> Setup:  # fmt: skip
     """Load what is not given in memory; every mistake is a UserError before anything is written."""
-    device, trust = first_device(config.parallel, ranks), config.trust_remote_code
-    at_rest = frozen_device(config.parallel, ranks)
+    trust = config.trust_remote_code
     if config.rollout_batch % config.sampling.samples_per_prompt:
         raise UserError(
             f"rollout_batch = {config.rollout_batch}: not a multiple of sampling.samples_per_prompt = "
@@ -128,6 +127,24 @@ def prepare(
     training, held_out = _prompts(config, chat_format, prompts, ranks)
     mixed = _ptx(config, chat_format, ptx, ranks)
 
+    loaded = first_device(config.parallel, ranks) != ranks.device or config.parallel.frozen == "shard"
+    with in_turn(ranks) if loaded else contextlib.nullcontext():
+        policy, critic, reference, sources, judges, bench = _models(
+            config, ranks, tokenizer, chat_format, policy, critic, reference, given, [*training, *held_out], mixed
+        )
+    return Setup(
+        policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
+        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed, bench,
+    )  # fmt: skip
+
+
+def _models(
+    config: PPOConfig, ranks: Ranks, tokenizer: Any, chat_format: ChatFormat, policy: Any, critic: Any, reference: Any,
+    given: Sequence[Any], prompts: Sequence[EncodedPrompt], mixed: Sequence[tuple[list[int], list[bool]]],
+) -> tuple[Any, Any, Any | None, list[RewardSource], list[RewardSource], list[Offloaded]]:  # fmt: skip
+    """Policy, critic, reference, reward sources and judges, each where it belongs; the last: models on the CPU."""
+    device, trust = first_device(config.parallel, ranks), config.trust_remote_code
+    at_rest = frozen_device(config.parallel, ranks)
     in_memory = policy is not None
     # models of the caller, to be used elsewhere: their weights keep their type
     callers = {id(m[0] if isinstance(m, tuple) else m) for m in (reference, *given)}
@@ -153,13 +170,13 @@ def prepare(
     if shared:
         if critic is not None or reference is not None:
             raise UserError("lora.shared_base: critic and reference in memory have bases of their own: leave them out")
-        _fit_contexts(config, tokenizer, {"policy": policy}, [*training, *held_out], mixed)
+        _fit_contexts(config, tokenizer, {"policy": policy}, prompts, mixed)
         policy, critic, reference, sources = shared_models(
             config, policy, chat_format, ranks, given, in_memory=in_memory
         )
     else:
         policy, critic, reference = _own_models(
-            config, tokenizer, policy, critic, reference, sources, frozen, ranks, [*training, *held_out], mixed
+            config, tokenizer, policy, critic, reference, sources, frozen, ranks, prompts, mixed
         )
     bench: list[Offloaded] = []
     divided = config.parallel.frozen == "shard" and ranks.size > 1  # sharding has its own bf16
@@ -167,11 +184,7 @@ def prepare(
         if config.precision == "bf16" and not divided and id(model) not in callers:
             halve_linears(model)
         put_aside(model, config.parallel, ranks, config.precision, bench)
-
-    return Setup(
-        policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
-        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed, bench,
-    )  # fmt: skip
+    return policy, critic, reference, sources, judges, bench
 
 
 def _own_models(

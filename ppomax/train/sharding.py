@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +124,27 @@ def _run_pass(root: nn.Module, function: Callable[..., Any], *args: Any, **kwarg
     return tree_map_only(Tensor, lambda t: t if t._base is None else t.clone(), output)
 
 
+@functools.cache
+def _mesh(ranks: Ranks) -> DeviceMesh:
+    return init_device_mesh(ranks.device.type, (ranks.size,))
+
+
+@contextlib.contextmanager
+def in_turn(ranks: Ranks) -> Iterator[None]:
+    """The ranks of a machine do what is within one after another: each reads whole models before it keeps its parts, and
+    together they would need the machine's memory many times. No communication is possible within."""
+    if ranks.size == 1:
+        yield
+        return
+    _mesh(ranks)
+    before, here = (int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE"))
+    for _ in range(before):
+        ranks.barrier()
+    yield
+    for _ in range(max(here, 1) - before):
+        ranks.barrier()
+
+
 def shard(root: nn.Module, ranks: Ranks, *, keep: bool, bf16: bool, views: Sequence[nn.Module] = ()) -> None:
     """Leave on this rank its part of every weight of ``root``, whose passes then go through `ppomax.models.passes`.
 
@@ -130,7 +153,7 @@ def shard(root: nn.Module, ranks: Ranks, *, keep: bool, bf16: bool, views: Seque
     """
     blocks = _require_layers(root, "parallel")
     division = Sharded(root, ranks, bf16=bf16)
-    mesh: DeviceMesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    mesh = _mesh(ranks)
     # inputs of a layer are left as they are: the residual stream stays float32, as under autocast on one device
     half = (
         MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
