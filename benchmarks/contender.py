@@ -23,8 +23,8 @@ def resident_mib() -> float:
 
 
 def peak_mib() -> float:
-    """Highest resident memory of the process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """Highest resident memory of the process so far; the kernel's own mark may lag a little."""
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, resident_mib())
 
 
 class Turns:
@@ -37,7 +37,7 @@ class Turns:
         self.settle: Callable[[], None] = lambda: None
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
-        self._first = True
+        self._lap = self._start = (0.0, 0.0)
         self._reset()
 
     def _say(self, **record: Any) -> None:
@@ -63,9 +63,8 @@ class Turns:
         self.settle()
         seconds = {**self._seconds, "total": time.perf_counter() - self._start[0]}
         cpu_seconds = {**self._cpu_seconds, "total": time.process_time() - self._start[1]}
-        self._say(
-            seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak_mib(), resident_mib=resident_mib(), **facts
-        )  # fmt: skip
+        resident = resident_mib()
+        self._say(seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak_mib(), resident_mib=resident, **facts)
         self._wait()
 
     def _reset(self) -> None:
