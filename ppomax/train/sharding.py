@@ -133,15 +133,15 @@ def _mesh(ranks: Ranks) -> DeviceMesh:
 def in_turn(ranks: Ranks) -> Iterator[None]:
     """The ranks of a machine do what is within one after another: each reads whole models before it keeps its parts, and
     together they would need the machine's memory many times. No communication is possible within."""
-    if ranks.size == 1:
+    if ranks.size == 1 or "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun sets it
         yield
         return
     _mesh(ranks)
-    before, here = (int(os.environ.get(f"LOCAL_{name}", "0")) for name in ("RANK", "WORLD_SIZE"))
+    before, here = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
     for _ in range(before):
         ranks.barrier()
     yield
-    for _ in range(max(here, 1) - before):
+    for _ in range(here - before):
         ranks.barrier()
 
 
