@@ -16,6 +16,7 @@ from ppomax.evaluate.winrate import summarise
 from ppomax.report.figures import reward_histogram, training_panel, win_rate_curve
 from ppomax.report.markdown import accuracy_cell, estimate, number, share, table
 from ppomax.report.stages import Course, Pipeline, Stage, card_lines, flat, parameters, read_lines, seconds
+from ppomax.report.verdicts import judge_words
 
 
 def settings_section(p: Pipeline) -> list[str]:
@@ -214,11 +215,15 @@ def duel_section(p: Pipeline, figures: Path, harmless: str) -> list[str]:
     titles = {d.name: run.title for run, d in matched(p)}
     curves = {titles[d.name]: d.result["over_training"] for d in p.duels if d.result.get("over_training")}
     if curves:
-        win_rate_curve(curves, figures / "win_rate.png", judge="the second reward model")
+        judges = dict.fromkeys(
+            name for d in p.duels if d.result.get("over_training") for name in d.result.get("judge", [])
+        )
+        judge, _ = judge_words([str(name) for name in judges] or ["unknown"])
+        win_rate_curve(curves, figures / "win_rate.png", judge=judge.replace("`", ""))
         out += [
             "## Judged win rate over training",
             "Fixed held-out prompts, answered at intervals with the same random numbers, against the answers before the "
-            "first update (SFT's), judged by the second reward model, which no policy was trained on.",
+            f"first update (SFT's). The judge: {judge}.",
             f"![win rate over training]({figures.name}/win_rate.png)",
         ]
         for title, moments in curves.items():

@@ -124,7 +124,7 @@ def compare_drift(runs: Sequence[Stage], verdicts: Verdicts) -> None:
             )
 
 
-def _judge_words(names: Sequence[str]) -> tuple[str, bool]:
+def judge_words(names: Sequence[str]) -> tuple[str, bool]:
     """(who judged, whether it was a reward model)."""
     named = " + ".join(names)
     if named == "world":
@@ -147,9 +147,9 @@ def judge_duel(ppo: Stage, duel: Stage, verdicts: Verdicts, *, main: bool) -> No
         "not preferred": "loses to SFT",
         "undecided": "is not distinguishable from SFT",
     }
-    judge, learnt = _judge_words([str(name) for name in duel.result.get("judge") or ["unknown"]])
+    judge, learnt = judge_words([str(name) for name in duel.result.get("judge") or ["unknown"]])
     verdicts.add(
-        f"By the judge, {judge}, {ppo.title} {words[said['win_rate']]}: win rate {estimate(overall['win_rate'])} on "
+        f"By the judge ({judge}) {ppo.title} {words[said['win_rate']]}: win rate {estimate(overall['win_rate'])} on "
         f"{overall['prompts']} held-out prompts ({overall['win']} wins, {overall['tie']} ties, {overall['lose']} losses; "
         f"sign test p = {overall['sign_test_p']:.2g}).",
         expected=(said["win_rate"] == "preferred") if main else None,

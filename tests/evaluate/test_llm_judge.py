@@ -134,8 +134,8 @@ def test_everything_planted_at_once_is_found_again(tmp_path: Path) -> None:
         return what if times == 0 else None
 
     a, b = pairs(n, 0.6)
-    with JudgeServer(accuracy, bias, plan=plan, slow=5.0, retry_after="0.05") as server:
-        judge = make(tmp_path, server, attempts=2, timeout=2.5, concurrency=16)
+    with JudgeServer(accuracy, bias, plan=plan, slow=8.0, retry_after="0.05") as server:
+        judge = make(tmp_path, server, attempts=2, timeout=4.0, concurrency=16)
         verdicts = judge.verdicts(a, b)
         about = judge.about(a, b, verdicts)
         orders = [(x.response, y.response) for p, q in zip(a, b, strict=True) for x, y in ((p, q), (q, p))]
