@@ -81,12 +81,11 @@ class Role(nn.Module):
                     yield gathered
 
     def saved(self, model: nn.Module) -> Any:
-        """The policy as a model with adapters that has nothing to do with the others; None on ranks that do not save."""
+        """A copy by itself, the policy without the others' adapters; None on ranks that do not save."""
         division: Any = self.weights
         alone = copy.deepcopy(self.model) if division is None else division.saved(self.model)
-        if alone is not None:
-            for other in set(alone.peft_config) - {POLICY}:
-                alone.delete_adapter(other)
+        for other in set(getattr(alone, "peft_config", {})) - {POLICY}:
+            alone.delete_adapter(other)
         return None if alone is None else alone.float()
 
 
