@@ -23,8 +23,8 @@ def resident_mib() -> float:
 
 
 def peak_mib() -> float:
-    """Highest resident memory of the process so far; the kernel's own mark may lag a little."""
-    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, resident_mib())
+    """Highest resident memory of the process so far, by the kernel's own mark, which may lag a little."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 class Turns:
@@ -64,7 +64,9 @@ class Turns:
         seconds = {**self._seconds, "total": time.perf_counter() - self._start[0]}
         cpu_seconds = {**self._cpu_seconds, "total": time.process_time() - self._start[1]}
         resident = resident_mib()
-        self._say(seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak_mib(), resident_mib=resident, **facts)
+        self._say(
+            seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=max(peak_mib(), resident), resident_mib=resident, **facts
+        )
         self._wait()
 
     def _reset(self) -> None:
