@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Sequence
@@ -141,7 +142,8 @@ def lost_rank(error: BaseException) -> str | None:
     if not isinstance(error, dist.DistError) and not any(sign in told for sign in signs):
         return None
     where = f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}"
-    return f"{where}: {LOST} ({told.splitlines()[0] if told else type(error).__name__})"
+    reason = re.sub(r"^\[[^]]*\]\s*", "", told.splitlines()[0]).split(". ")[0] if told else type(error).__name__
+    return f"{where}: {LOST} ({reason})"
 
 
 def join(device: str = "auto") -> Ranks:

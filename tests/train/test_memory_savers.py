@@ -179,4 +179,5 @@ def test_a_lost_rank_is_told_from_other_mistakes(error: Exception, lost: bool, m
     told = lost_rank(error)
     assert (told is not None) == lost
     if told:
-        assert told.startswith("rank 3 of 8: another rank has ended") and "--resume" in told and "\n" not in told
+        assert told.startswith("rank 3 of 8: another rank has ended") and "--resume" in told
+        assert "\n" not in told and "pair.cc" not in told
