@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppomax.errors import UserError
 from ppomax.models.logprobs import inner_model
+from ppomax.models.shared_base import Role
 from ppomax.rollout.vllm_engine import WeightTransfer, lost
 from ppomax.rollout.vllm_server import ServerFacts, VLLMServer
 from ppomax.train.parallel import Ranks
@@ -49,8 +50,9 @@ def whole_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
     """
     for name, parameter, adapted in named_weights(policy):
         weight: Any = parameter.detach()
-        for adapter in adapted.active_adapters if adapted is not None else ():
-            weight = weight + adapted.get_delta_weight(adapter)
+        if adapted is not None:  # on a shared base lie the adapters of other models too
+            for adapter in [policy.name] if isinstance(policy, Role) else adapted.active_adapters:
+                weight = weight + adapted.get_delta_weight(adapter)
         yield name, weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 

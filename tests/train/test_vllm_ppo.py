@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,9 @@ from ppomax.train.ppo_update import to_batch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "rollout"))
+from kill_tools import forget_to_sync, start_script
 from ppo_tools import lines, make_policy, make_tokenizer, run, timeless, weights
+from rank_tools import run_ranks, worst
 from vllm_fake import FakeVLLM
 
 
@@ -143,3 +147,61 @@ def test_no_server_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"failed 2 times at /version.*ppomax serve-rollouts"):
         run(tmp_path / "run", by_vllm(gone))
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------ several ranks
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "whole weights, a rank without samples": {"rollout_batch": 4, "minibatch": 3, "watch.eval_prompts": 1},
+    "divided weights and adapters": {
+        "rollout_batch": 7,
+        "minibatch": 3,
+        "lora": {"rank": 2},
+        "parallel.shard": "zero3",
+    },
+}
+
+
+def two_ranks(folder: Path) -> None:
+    """In a process of its own: each scenario on one rank by our engine, and on two by a server that this process is."""
+    forget_to_sync()
+    results: dict[str, Any] = {}
+
+    def train(name: str, changes: dict[str, Any], rank: int) -> int:
+        result = run(folder / name, changes)
+        if rank == 0:
+            (folder / f"{name}.json").write_text(json.dumps(timeless(result.metrics)))
+        return 0
+
+    for name, changes in SCENARIOS.items():
+        alone = {k: v for k, v in changes.items() if not k.startswith("parallel")}
+        own = functools.partial(train, f"{name}, ours", {"iterations": 3, **alone})
+        assert run_ranks(own, 1, folder / "log") == [0], (folder / "log").read_text()
+    for name, changes in SCENARIOS.items():
+        served = Served()
+        with FakeVLLM(served, max_length=96) as fake:
+            fake.on_load = served.load
+            codes = run_ranks(functools.partial(train, name, by_vllm(fake, **changes)), 2, folder / "log")
+            assert codes == [0, 0], (folder / "log").read_text()
+        results[name] = [json.loads((folder / f"{who}.json").read_text()) for who in (f"{name}, ours", name)]
+        results[name].append(served.loads)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return start_script(__file__, tmp_path_factory.mktemp("two-ranks"))
+
+
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_two_ranks_with_one_server(name: str, on_two_ranks: dict[str, Any]) -> None:
+    ours, theirs, loads = on_two_ranks[name]
+    assert loads == 4  # by the main rank alone
+    for row in theirs:
+        assert row.pop("rollout/logprob_gap_max") < 1e-4
+        assert row.pop("rollout/logprob_gap") < 1e-5 and row.pop("rollout/kl") < 1e-8
+    assert worst(theirs, ours, 1e-3) < 1e-3
+
+
+if __name__ == "__main__":
+    two_ranks(Path(sys.argv[1]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.loading import add_lora
+from ppomax.models.shared_base import SharedBase
 from ppomax.rollout.vllm_server import VLLMServer
 from ppomax.train.parallel import Ranks
 from ppomax.train.weight_transfer import FileTransfer, IPCTransfer, NCCLTransfer, make_transfer, whole_weights
@@ -80,6 +81,20 @@ def test_adapters_are_merged_and_the_policy_is_left_alone() -> None:
     assert all(torch.allclose(weights[name], expected[name], atol=1e-7) for name in expected)
     assert not torch.allclose(weights["model.layers.0.self_attn.q_proj.weight"],
                               make_policy().state_dict()["model.layers.0.self_attn.q_proj.weight"])  # fmt: skip
+
+
+def test_on_a_shared_base_the_policys_adapters_alone_are_merged() -> None:
+    base = SharedBase(make_policy(), LoraConfig(rank=2), torch.device("cpu"))
+    policy, _ = base.policy_role(), base.fresh_critic(pad_id=0, seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, p in base.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn_like(p))
+    weights = dict(whole_weights(policy))
+    expected = policy.saved(policy).merge_and_unload().state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.allclose(weights[name], expected[name], atol=1e-6) for name in expected)
 
 
 # ------------------------------------------------------------------------------------------ by file
