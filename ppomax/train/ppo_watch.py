@@ -170,7 +170,10 @@ class LiveJudge:
             ProgressLine(label, len(mine), quiet=not self.ranks.is_main) as bar,
         ):
             engine = TransformersEngine(reference, self.setup.chat_format, sampling, bf16=bf16)
-            parts = [list(range(len(mine)))[i : i + 2 * sampling.batch_size] for i in range(0, len(mine), 2 * sampling.batch_size)]
+            parts = [
+                list(range(len(mine)))[i : i + 2 * sampling.batch_size]
+                for i in range(0, len(mine), 2 * sampling.batch_size)
+            ]
             for own in even_passes(parts, *self.setup.models):
                 part = [mine[i] for i in own] or [(0, self.prompts[0])]
                 seeds = [sample_seed(self.config.seed, BASELINE_STREAM, i) for i, _ in part]

@@ -30,6 +30,7 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {**TRAINING, "batch_size": 3, "micro_batch_tokens": 64, "packing": False},
+    "bf16": {**TRAINING, "batch_size": 3, "micro_batch_tokens": 64, "packing": False, "precision": "bf16"},
     "reward": {**TRAINING, "batch_tokens": 100, "min_pairs": 2, "max_pairs": 3, "micro_batch_tokens": 100},
     "ppo": {
         "iterations": 5, "rollout_batch": 7, "minibatch": 4, "advantage.normalise": True, "micro_batch_tokens": 80,
@@ -51,7 +52,7 @@ MODES: dict[str, dict[str, Any]] = {
     "zero2": {"shard": "zero2", "frozen": "offload", "activation_checkpointing": True},
     "zero3": {"shard": "zero3", "frozen": "shard"},
 }
-FAST = ["ppo zero2 2", "ppo zero3 4", "adapters zero3 2", "sft zero3 2", "reward zero3 2", "shared zero3 2"]
+FAST = ["ppo zero2 2", "ppo zero3 4", "sft zero3 2", "reward zero3 2", "shared zero3 2"]
 SLOW = [f"{s} {m} {n}" for s in STAGES for m in MODES for n in (1, 2, 4) if f"{s} {m} {n}" not in FAST]
 
 
@@ -71,10 +72,10 @@ def train(folder: Path, name: str, rank: int) -> int:
     stage, mode, _ = name.split()
     out = folder / name
     fresh: list[dict[str, Any]] = []
-    if stage in ("sft", "reward"):
+    if stage in ("sft", "bf16", "reward"):
         settings = merged(STAGES[stage], {"output_dir": str(out), "parallel": MODES[mode]})
         given: dict[str, Any] = {"model": make_policy(), "tokenizer": make_tokenizer()}
-        if stage == "sft":
+        if stage != "reward":
             data = dialogues()
             trained = train_sft(
                 SFTConfig.model_validate(settings), records=data * 2, eval_records=data[:3], **given
@@ -153,8 +154,11 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]
     return compare(FAST, tmp_path_factory.mktemp("sharding"))
 
 
-def check(differences: dict[str, float]) -> None:
+def check(name: str, differences: dict[str, float]) -> None:
     """Rounding of float32, amplified by five iterations of Adam: docs/distributed.md has what was measured."""
+    if name.startswith("bf16"):  # layers are gathered in bf16, norms among them
+        assert differences["weights"] < 1e-3
+        return
     assert differences["metrics"] < 2e-4
     assert differences["advantages"] < 2e-4
     assert differences["weights"] < 1e-5
@@ -162,14 +166,14 @@ def check(differences: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_ranks_agree(name: str, fast: dict[str, dict[str, float]]) -> None:
-    check(fast[name])
+    check(name, fast[name])
 
 
 @pytest.mark.slow
 def test_ranks_agree_in_every_stage_and_mode(tmp_path: Path) -> None:
     for name, differences in compare(SLOW, tmp_path).items():
         print(f"{name:22} " + " ".join(f"{k} {v:.1e}" for k, v in differences.items()))
-        check(differences)
+        check(name, differences)
 
 
 if __name__ == "__main__":
