@@ -25,7 +25,7 @@ PARTS = {
 }
 LOGITS_COPIES = 3
 """logits of a block, their log-softmax, its exponential; as many in the backward pass"""
-HEAP = 1.0
+HEAP = 0.7
 """measured on a CPU with glibc: holes in its heap, as a share of what an update keeps for its backward pass"""
 SAMPLING_COPIES = 4
 """logits of the next tokens, with penalty and temperature, their softmax, its sorted or summed form"""

@@ -122,7 +122,7 @@ def test_ways_to_divide() -> None:
 
 def test_on_a_cpu_the_heap_has_holes() -> None:
     found = memory(work(), replace(SETTINGS, shard="none", frozen="replicate"), parse_devices("cpu")).phases["update"]
-    assert found["heap"] == found["activations"] + found["logits"] > 0
+    assert found["heap"] == int(0.7 * (found["activations"] + found["logits"])) > 0
     assert memory(work(), SETTINGS, EIGHT).phases["update"]["heap"] == 0
 
 
