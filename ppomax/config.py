@@ -108,8 +108,8 @@ class SFTConfig(TextDataConfig):
     """rows of `max_length` tokens (packing) or records (no packing) an update, over all ranks"""
     packing: bool = True
     """several records in one row; attention and positions never cross records"""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """padded tokens of one forward pass; affects memory and speed only"""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """padded tokens of one forward pass; affects memory and speed only: few are best on a CPU, more on a large GPU"""
     optim: OptimConfig = OptimConfig(lr=1e-4, schedule="cosine", min_lr_ratio=0.1)
     """optimiser; the paper's course is cosine to 10% of the peak"""
     max_grad_norm: float = Field(1.0, ge=0)
@@ -148,8 +148,8 @@ class RewardConfig(TextDataConfig):
     """fewest pairs of a batch"""
     max_pairs: int = Field(128, ge=1)
     """most pairs of a batch"""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """padded tokens of one forward pass; affects memory and speed only"""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """padded tokens of one forward pass; affects memory and speed only: few are best on a CPU, more on a large GPU"""
     optim: OptimConfig = OptimConfig(lr=5e-5, schedule="constant", warmup=0.1)
     """optimiser; the paper warms up over the first 10% of steps"""
     max_grad_norm: float = Field(1.0, ge=0)

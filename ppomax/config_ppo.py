@@ -281,8 +281,8 @@ class PPOConfig(RunConfig):
     """passes over the buffer an iteration"""
     buffer_iterations: int = Field(1, ge=1)
     """iterations of samples kept in the buffer: 1 = only fresh ones"""
-    micro_batch_tokens: int = Field(8192, ge=1)
-    """padded tokens of one forward pass; affects memory and speed only"""
+    micro_batch_tokens: int = Field(2048, ge=1)
+    """padded tokens of one forward pass; affects memory and speed only: few are best on a CPU, more on a large GPU"""
     logprobs: Literal["raw", "scaled"] = "raw"
     """log-probabilities of the raw logits (released code), or of logits divided by the sampling temperature"""
     sampling: SamplingConfig = SamplingConfig()

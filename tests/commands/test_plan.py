@@ -46,7 +46,7 @@ def test_from_a_configuration_to_what_is_counted() -> None:
     assert (work.critic.name, work.updates, work.minibatch, work.penalty) == ("llama-7b", 6, 24, True)
     assert (work.reference, work.prompt, work.response) == (True, 256, 128)
     assert settings_of(config).options() == {
-        "micro_batch_tokens": 8192, "sampling.batch_size": 7, "parallel.shard": "zero2", "parallel.frozen": "offload",
+        "micro_batch_tokens": 2048, "sampling.batch_size": 7, "parallel.shard": "zero2", "parallel.frozen": "offload",
         "parallel.activation_checkpointing": True,
     }  # fmt: skip
     adapters = run_config(["--model=llama-7b", "--lora.rank=8", "--reward=world", "--critic.init=policy"], None)
