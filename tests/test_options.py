@@ -375,7 +375,7 @@ def test_warnings_of_other_stages() -> None:
 def test_help_shows_every_field_with_its_docstring(cls: type[BaseModel]) -> None:
     text = help_text(cls, "ppo", width=400)  # type: ignore[arg-type]
     sections = {"optim", "checkpoint", "sampling", "kl", "reward_shaping", "advantage", "gae", "surrogate", "entropy", "critic",
-                "grad_clip", "ptx", "policy_optim", "critic_optim", "watch"}  # fmt: skip
+                "grad_clip", "ptx", "policy_optim", "critic_optim", "watch", "parallel", "rollout"}  # fmt: skip
     shown = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
     for name in field_names(cls):  # type: ignore[arg-type]
         first_user = name.replace("eval_data.0", "data.0").replace("calibration_data.0", "data.0")
