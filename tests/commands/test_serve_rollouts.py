@@ -167,11 +167,14 @@ def test_it_is_started_and_ended(number: signal.Signals, tmp_path: Path) -> None
         [sys.executable, "-m", "ppomax", "serve-rollouts", "m", "--environment", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("ready after")
-    assert ready(port)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready after")
+        assert ready(port)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.terminate()
     assert process.returncode == 0 and "stopped" in out, err
     assert not ready(port)
 
