@@ -129,7 +129,10 @@ def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
         yield "parallel.frozen", "only ppo has frozen models"
         yield "lora.shared_base", "only ppo has several models"
     elif config.lora is not None and config.lora.shared_base:
-        yield "parallel.frozen", "lora.shared_base leaves no frozen model but the base, which is divided as parallel.shard says"
+        yield (
+            "parallel.frozen",
+            "lora.shared_base leaves no frozen model but the base, which is divided as parallel.shard says",
+        )
     if isinstance(config, PPOConfig):
         yield from _inert_in_ppo(config)
 
