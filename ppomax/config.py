@@ -2,7 +2,8 @@
 
 Learning rates, lengths and batch sizes belong to recipes; ``presets/*.yaml`` hold algorithm switches only.
 How files and command-line words become these models is in ``options.py``. What all stages share is in ``config_base.py``,
-PPO in ``config_ppo.py``; both are to be had from here.
+judges in
+``config_judge.py``, PPO in ``config_ppo.py``; all are to be had from here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ from ppomax.config_base import (
     RunConfig,
     Section,
 )
+from ppomax.config_judge import (
+    EndpointConfig,
+    JudgeConfig,
+    LLMConfig,
+    RewardSourceConfig,
+    RewardSources,
+    as_judges,
+    as_reward_sources,
+    check_judges,
+)
 from ppomax.config_ppo import (
     AdvantageConfig,
     CriticConfig,
@@ -33,13 +44,10 @@ from ppomax.config_ppo import (
     PPOConfig,
     PtxConfig,
     RewardShapingConfig,
-    RewardSourceConfig,
-    RewardSources,
     RolloutConfig,
     SamplingConfig,
     SurrogateConfig,
     WatchConfig,
-    as_reward_sources,
 )
 
 __all__ = [
@@ -48,10 +56,13 @@ __all__ = [
     "CheckpointConfig",
     "CriticConfig",
     "DataSource",
+    "EndpointConfig",
     "EntropyConfig",
     "GAEConfig",
     "GradClipConfig",
+    "JudgeConfig",
     "KLConfig",
+    "LLMConfig",
     "Layout",
     "LoraConfig",
     "Mixture",
@@ -71,7 +82,9 @@ __all__ = [
     "SurrogateConfig",
     "TextDataConfig",
     "WatchConfig",
+    "as_judges",
     "as_reward_sources",
+    "check_judges",
 ]
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from ppomax.config_base import ChatTemplate, LoraConfig, Mixture, OptimConfig, RunConfig, Section, overlay
+from ppomax.config_judge import JudgeConfig, LLMConfig, RewardSources, as_judges
 
 # ---------------------------------------------------------------------------------------------- ppo
 
@@ -56,50 +57,6 @@ class RolloutConfig(Section):
     """seconds before the second attempt; each further pause is twice as long, up to a minute"""
     importance_clip: float | None = Field(None, gt=0)
     """truncated importance weighting: each token's policy loss times min(pi_old / pi_sampler, this); null = off"""
-
-
-class RewardSourceConfig(Section):
-    """One source of reward: exactly one of `model`, `function`, `url`."""
-
-    name: str | None = None
-    """name in the metrics; default: from the path"""
-    model: str | list[str] | None = None
-    """reward model directory, or several that form an ensemble; own tokenizer allowed"""
-    function: str | None = None
-    """`module:function`, called as f(prompts=[messages], responses=[text]) and returning one float each"""
-    url: str | None = None
-    """HTTP endpoint: POST {"prompts": [...], "responses": [...]} answers {"scores": [...]}"""
-    weight: float = 1.0
-    """weight in the sum over sources"""
-    spread_coef: float = Field(0.0, ge=0)
-    """ensembles: mean minus this many standard deviations over the members"""
-    timeout: float = Field(30.0, gt=0)
-    """HTTP: seconds before a request is given up"""
-    retries: int = Field(3, ge=0)
-    """HTTP: further attempts after a failure, with growing pauses"""
-
-
-def as_reward_sources(value: Any) -> Any:
-    """A string is a model directory, an http(s) address or module:function by its look; `world` is the world's judge."""
-    if isinstance(value, str | dict):
-        value = [value]
-
-    def one(v: Any) -> Any:
-        if not isinstance(v, str):
-            return v
-        if v == "world":
-            return {"function": "ppomax.world.reward:score", "name": "world"}
-        if v.startswith(("http://", "https://")):
-            return {"url": v}
-        module, _, function = v.partition(":")
-        if function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-            return {"function": v}
-        return {"model": v}
-
-    return [one(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-RewardSources = Annotated[list[RewardSourceConfig], BeforeValidator(as_reward_sources)]
 
 
 class KLConfig(Section):
@@ -224,14 +181,16 @@ class WatchConfig(Section):
     """how many are answered in samples.jsonl, the first ones"""
     every: int = Field(10, ge=1)
     """iterations between samples"""
-    judge: RewardSources = []
-    """what judges: `world`, or as in `reward` (weighted sum); win rates go to evaluations.jsonl; empty = off"""
+    judge: Annotated[list[JudgeConfig], BeforeValidator(as_judges)] = []
+    """what judges: `world`, `llm:MODEL`, or as in `reward` (weighted sum); win rates go to evaluations.jsonl; empty = off"""
+    llm: LLMConfig = LLMConfig()
+    """how an `llm:MODEL` judge is asked; a key is read from the environment"""
     judge_every: int = Field(10, ge=1)
     """iterations of the policy between evaluations; there is one at the start and one at the end besides"""
     judge_prompts: int = Field(256, ge=1)
     """how many held-out prompts are judged, the first ones"""
     tie_band: float = Field(0.05, ge=0)
-    """a difference of the judge's scores up to this is a tie"""
+    """a difference of the judge's scores up to this is a tie; an LLM names ties itself"""
     baselines: list[Literal["sampled", "greedy"]] = Field(["sampled"], min_length=1)
     """the reference's answers to beat: drawn as the policy draws, or greedily; the first makes eval/win_rate"""
     keep_best: bool = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ppomax.config import (
+    JudgeConfig,
     OptimConfig,
     PPOConfig,
     RewardConfig,
@@ -16,6 +17,7 @@ from ppomax.config import (
     Section,
     SFTConfig,
     TextDataConfig,
+    check_judges,
 )
 from ppomax.errors import UserError
 from ppomax.layers import defaults, merge, preset_layer
@@ -59,11 +61,12 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
         raise UserError("watch.on_collapse: rollback needs checkpoints: set checkpoint.every above 0")
     if config.watch.webhook is not None and not config.watch.webhook.startswith(("http://", "https://", "$")):
         raise UserError("watch.webhook: neither an http(s) address nor the $NAME of an environment variable")
-    for where, source in _reward_sources(config):
+    check_judges(config.watch.judge, "watch.judge")
+    for i, source in enumerate(config.reward):
         given = [name for name in ("model", "function", "url") if getattr(source, name)]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise UserError(f"{where}: exactly one of model, function, url is needed, found {found}")
+            raise UserError(f"reward.{i}: exactly one of model, function, url is needed, found {found}")
     if config.reward and config.critic.init == "reward" and not any(source.model for source in config.reward):
         raise UserError("critic.init is `reward`, but no reward source is a model: choose `policy` or a directory")
 
@@ -198,11 +201,18 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
     if not watch.judge:
         for name in ("judge_every", "judge_prompts", "tie_band", "baselines", "keep_best"):
             yield f"watch.{name}", "watch.judge is empty, so nothing is judged"
+    if not any(judge.llm for judge in watch.judge):
+        for name in type(watch.llm).model_fields:
+            yield f"watch.llm.{name}", "watch.judge is no llm:MODEL"
+    else:
+        yield "watch.tie_band", "an llm:MODEL judge gives no scores and names ties itself"
+        if watch.llm.rubric != "auto":
+            yield "watch.llm.harmless", f"watch.llm.rubric is {watch.llm.rubric}, for every prompt"
 
 
 def _reward_sources(config: PPOConfig) -> list[tuple[str, RewardSourceConfig]]:
     """Every source with its dotted name, the judges among them."""
-    sections = {"reward": config.reward, "watch.judge": config.watch.judge}
+    sections: dict[str, Sequence[RewardSourceConfig]] = {"reward": config.reward, "watch.judge": config.watch.judge}
     return [(f"{name}.{i}", source) for name, sources in sections.items() for i, source in enumerate(sources)]
 
 
@@ -214,7 +224,10 @@ def _inert_reward_options(config: PPOConfig) -> Iterator[Inert]:
         for name in ("timeout", "retries"):
             if not source.url and getattr(source, name) != type(source).model_fields[name].default:
                 yield f"{where}.{name}", "this source is no HTTP endpoint"
-        if source.weight == 0:
+        if isinstance(source, JudgeConfig) and source.llm is not None:
+            if source.weight != 1:
+                yield f"{where}.weight", "an llm:MODEL judge is the only one and gives no score"
+        elif source.weight == 0:
             yield where, "its weight is 0"
 
 

@@ -170,6 +170,11 @@ def sections(cls: type[Section]) -> list[tuple[str, list[tuple[str, str, str, st
                 element = element_of(inner_field.annotation)
                 if element is not None:
                     elements.setdefault(element, []).append(f"{name}.{inner}")
+                deeper = section_of(inner_field.annotation)
+                if deeper is not None and not _optional(inner_field.annotation):
+                    within = f"{name}.{inner}"
+                    rows = _rows(deeper, inner_field.get_default(call_default_factory=True), f"{within}.")
+                    out.append((_heading(deeper, within, inner_field.description), rows))
         element = element_of(field.annotation)
         if element is not None:
             elements.setdefault(element, []).append(name)

@@ -375,12 +375,11 @@ def test_warnings_of_other_stages() -> None:
 def test_help_shows_every_field_with_its_docstring(cls: type[BaseModel]) -> None:
     text = help_text(cls, "ppo", width=400)  # type: ignore[arg-type]
     sections = {"optim", "checkpoint", "sampling", "kl", "reward_shaping", "advantage", "gae", "surrogate", "entropy", "critic",
-                "grad_clip", "ptx", "policy_optim", "critic_optim", "watch", "parallel", "rollout"}  # fmt: skip
+                "grad_clip", "ptx", "policy_optim", "critic_optim", "watch", "watch.llm", "parallel", "rollout"}  # fmt: skip
     shown = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
     for name in field_names(cls):  # type: ignore[arg-type]
         first_user = name.replace("eval_data.0", "data.0").replace("calibration_data.0", "data.0")
         first_user = first_user.replace("ptx.data.0", "prompts.0").replace("watch.prompts.0", "prompts.0")
-        first_user = first_user.replace("watch.judge.0", "reward.0")
         assert name in sections or f"--{first_user}" in shown, name
     for name, field in cls.model_fields.items():
         assert field.description, name

@@ -28,6 +28,7 @@ from pydantic import Field
 
 from ppomax.config import (
     ChatTemplate,
+    LLMConfig,
     Mixture,
     RunConfig,
     SamplingConfig,
@@ -41,7 +42,6 @@ from ppomax.evaluate.categories import check_pattern, label
 from ppomax.evaluate.duel_tally import duel_over_training, tally
 from ppomax.evaluate.endpoint_answers import AnswerEndpointConfig
 from ppomax.evaluate.judges import Choosers, Judges, PairJudge, SourceScorer, make_judge, names_of
-from ppomax.evaluate.llm_endpoint import LLMConfig
 from ppomax.evaluate.ratings import rate
 from ppomax.evaluate.sides import LETTERS, Named, Sides, name_side
 from ppomax.evaluate.winrate import Outcomes, TieUnit, sign_test

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import Field
 
-from ppomax.config import SamplingConfig
+from ppomax.config import EndpointConfig, SamplingConfig
 from ppomax.data.records import Prompt
 from ppomax.errors import UserError
 from ppomax.evaluate.answers import Answer
-from ppomax.evaluate.llm_endpoint import Crew, Endpoint, EndpointConfig, ReplyFile, Unanswered, content_key
+from ppomax.evaluate.llm_endpoint import Crew, Endpoint, ReplyFile, Unanswered, content_key
 from ppomax.train.parallel import Ranks
 from ppomax.train.progress import ProgressLine
 

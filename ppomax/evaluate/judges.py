@@ -19,11 +19,9 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from ppomax.config import RewardSourceConfig, as_reward_sources
+from ppomax.config import JudgeConfig, LLMConfig, RewardSourceConfig, as_judges, check_judges
 from ppomax.data.chat import ChatFormat
-from ppomax.errors import UserError
 from ppomax.evaluate.answers import Answer, PromptKey
-from ppomax.evaluate.llm_endpoint import LLMConfig
 from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.evaluate.winrate import Outcomes, TieUnit, outcomes_from_scores
 from ppomax.evaluate.winrate import tie_band as width_of
@@ -32,28 +30,6 @@ from ppomax.rollout.reward_sources import Sample, combine, make_source
 from ppomax.train.parallel import Ranks
 
 Scorer = Callable[[Sequence[Answer]], list[float]]
-
-
-class JudgeConfig(RewardSourceConfig):
-    """One judge: exactly one of `model`, `function`, `url`, `llm`."""
-
-    llm: str | None = None
-    """name of a language model that compares the answers; how it is asked is in the section `llm`"""
-
-
-def as_judges(value: Any) -> Any:
-    """A string is `rm:PATH`, `llm:MODEL`, `world`, a model directory, an http(s) address or module:function by its look."""
-
-    def one(v: Any) -> Any:
-        if isinstance(v, str) and v.startswith("llm:"):
-            return {"llm": v.removeprefix("llm:")}
-        if isinstance(v, str) and v.startswith("rm:"):
-            return {"model": v.removeprefix("rm:")}
-        return v
-
-    if isinstance(value, str | dict):
-        value = [value]
-    return as_reward_sources([one(v) for v in value] if isinstance(value, list | tuple) else value)
 
 
 Judges = Annotated[list[JudgeConfig], BeforeValidator(as_judges), Field(min_length=1)]
@@ -168,17 +144,6 @@ class SourceScorer:
     def truncated(self) -> int:
         """Dialogues that were longer than a judge's context and lost their left."""
         return sum(self.ranks.collect([sum(getattr(source, "truncated", 0) for source in self.sources)]))
-
-
-def check_judges(judges: Sequence[JudgeConfig]) -> None:
-    """UserError for judges that cannot be meant."""
-    for i, judge in enumerate(judges):
-        if sum(given is not None for given in (judge.model, judge.function, judge.url, judge.llm)) != 1:
-            raise UserError(f"judge.{i}: exactly one of model, function, url, llm is needed")
-        if judge.llm is not None and len(judges) > 1:
-            raise UserError(f"judge.{i}: llm:{judge.llm} compares and gives no score to sum: make it the only judge")
-        if judge.llm is not None and not judge.llm.strip():
-            raise UserError(f"judge.{i}: llm: needs the name of a model, as in llm:MODEL")
 
 
 def make_judge(

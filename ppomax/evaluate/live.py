@@ -25,8 +25,8 @@ class JudgedAnswer:
     """of the response, its end included"""
     finished: bool
     """False: cut at the length limit"""
-    judge: float
-    """the judge's score"""
+    judge: float | None
+    """the judge's score; None: it compares and gives none"""
     reward: float
     """the score that is trained on"""
     kl: float
@@ -44,6 +44,7 @@ class Baseline:
     """Scores of the answers that the policy's are compared with, one a prompt."""
 
     judge: tuple[float, ...]
+    """none where the judge compares"""
     reward: tuple[float, ...]
 
 
@@ -62,21 +63,57 @@ def evaluation_numbers(
     ``baselines``: name -> scores; the first one is what eval/win_rate, eval/win, eval/tie and eval/lose are against. A
     difference of the judge's scores up to ``tie_band`` is a tie. Raises ValueError for unequal lengths or a NaN.
     """
-    judged = [a.judge for a in answers]
+    judged = [a.judge for a in answers if a.judge is not None]
+    outcomes = {name: outcomes_from_scores(judged, b.judge, tie_band) for name, b in baselines.items()}
     numbers: dict[str, float] = {"eval/prompts": len(answers)}
-    for i, (name, baseline) in enumerate(baselines.items()):
-        outcomes = outcomes_from_scores(judged, baseline.judge, tie_band)
-        if i == 0:
-            numbers |= win_rates(outcomes, categories, "eval/win_rate")
-            shares = {"win": 1, "tie": 0, "lose": -1}
-            numbers |= {f"eval/{word}": float((outcomes == sign).mean()) for word, sign in shares.items()}
-        numbers |= win_rates(outcomes, categories, f"eval/win_rate_{name}")
+    for name, baseline in baselines.items():
+        numbers |= _against(name, outcomes[name], categories, first=name == next(iter(baselines)))
         numbers[f"eval/judge_{name}"] = float(np.mean(baseline.judge))
+    numbers |= {"eval/judge": float(np.mean(judged)), **_by_category(judged, categories, "eval/judge")}
+    return numbers | _besides(answers, baselines)
+
+
+def comparison_numbers(
+    answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline], categories: Sequence[str],
+    verdicts: Mapping[str, Sequence[int | None]],
+) -> dict[str, float]:  # fmt: skip
+    """The same of a judge that compares and gives no scores; ``verdicts``: by baseline, an outcome a prompt.
+
+    A prompt without a verdict (None) is left out of the win rates, and counted in eval/judge_failed. Raises ValueError
+    where a baseline has no verdict at all.
+    """
+    numbers: dict[str, float] = {}
+    for name in baselines:
+        valid = [(outcome, c) for outcome, c in zip(verdicts[name], categories, strict=True) if outcome is not None]
+        if not valid:
+            raise ValueError(f"no verdict against {name}")
+        first, failed = name == next(iter(baselines)), len(categories) - len(valid)
+        outcomes = np.array([outcome for outcome, _ in valid], dtype=np.int8)
+        numbers |= _against(name, outcomes, [c for _, c in valid], first=first)
+        numbers[f"eval/judge_failed_{name}"] = failed
+        if first:
+            numbers |= {"eval/prompts": len(valid), "eval/judge_failed": failed}
+    return numbers | _besides(answers, baselines)
+
+
+def _against(name: str, outcomes: Outcomes, categories: Sequence[str], *, first: bool) -> dict[str, float]:
+    """Rates against one baseline; the first one's stand without its name too."""
+    numbers = win_rates(outcomes, categories, f"eval/win_rate_{name}")
+    if first:
+        numbers |= win_rates(outcomes, categories, "eval/win_rate")
+        shares = {"win": 1, "tie": 0, "lose": -1}
+        numbers |= {f"eval/{word}": float((outcomes == sign).mean()) for word, sign in shares.items()}
+    return numbers
+
+
+def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline]) -> dict[str, float]:
+    """What no judge is needed for."""
+    numbers: dict[str, float] = {}
+    for name, baseline in baselines.items():
         numbers[f"eval/reward_{name}"] = float(np.mean(baseline.reward))
         numbers[f"eval/reward_{name}_std"] = _std(baseline.reward)
     tokens = sum(len(a.tokens) for a in answers)
-    numbers |= {"eval/judge": float(np.mean(judged)), **_by_category(judged, categories, "eval/judge")}
-    numbers |= {
+    return numbers | {
         "eval/reward": float(np.mean([a.reward for a in answers])),
         "eval/kl": float(np.mean([a.kl for a in answers])),
         "eval/kl_k3": float(np.mean([a.kl_k3 for a in answers])),
@@ -87,7 +124,6 @@ def evaluation_numbers(
         "eval/distinct": len({a.text for a in answers}) / len(answers),
         "eval/distinct_2": distinct_pairs([a.tokens for a in answers]),
     }
-    return numbers
 
 
 def distinct_pairs(sequences: Sequence[Sequence[int]]) -> float:

@@ -22,11 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field
-
-from ppomax.config import Section
+from ppomax.config import EndpointConfig
 from ppomax.errors import UserError
-from ppomax.evaluate.categories import HARMLESS
 from ppomax.train.checkpoint import write_atomic
 
 LONGEST_WAIT = 600.0
@@ -35,48 +32,6 @@ LOCAL_KEY = "none"
 """sent where an address is given and no key: servers of one's own ask for none"""
 GIVE_UP = 3
 """questions in a row that got no reply: the endpoint is taken to be down"""
-
-
-class EndpointConfig(Section):
-    """How an OpenAI-compatible endpoint is asked. The API key is read from an environment variable and never written down."""
-
-    base_url: str | None = None
-    """address of the endpoint, such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's own"""
-    key_variable: str = "OPENAI_API_KEY"
-    """name of the environment variable that holds the key"""
-    reply_limit_name: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    """what the endpoint calls the limit on the tokens of a reply"""
-    retries: int = Field(8, ge=0)
-    """further requests after a fault (429, 5xx, time-out, broken connection or reply)"""
-    first_pause: float = Field(1.0, gt=0)
-    """seconds before the first retry; each further pause is twice as long, up to a minute, and Retry-After is honoured"""
-    timeout: float = Field(120.0, gt=0)
-    """seconds until a reply must be there in full, however slowly it drips"""
-    concurrency: int = Field(4, ge=1)
-    """requests under way at once"""
-    requests_a_minute: float | None = Field(None, gt=0)
-    """rate limit; requests are spaced evenly"""
-    max_requests: int | None = Field(None, ge=1)
-    """budget of one start of the command, retries included; a resumed duel has it anew"""
-    max_tokens: int | None = Field(None, ge=1)
-    """budget of prompt and reply tokens of one start; replies under way may exceed it"""
-
-
-class LLMConfig(EndpointConfig):
-    """How an `llm:MODEL` judge is asked. The API key is read from an environment variable and never written down."""
-
-    rubric: str = "auto"
-    """`helpful`, `harmless`, a file of your own, or `auto`: by the prompt's category"""
-    harmless: str = HARMLESS
-    """auto: prompts whose category (without one: whose source) matches this pattern get the harmless rubric"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """language of the rubric; `auto`: Chinese where Chinese characters outnumber the prompt's other words"""
-    temperature: float | None = Field(0.0, ge=0)
-    """of the judge's replies; null: not sent, for models that refuse the parameter"""
-    max_reply_tokens: int = Field(1024, ge=1)
-    """longest reply, reasoning included"""
-    attempts: int = Field(3, ge=1)
-    """how often a question is asked until its reply ends in a verdict; then it counts as invalid: a tie, and reported"""
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from ppomax.config import LLMConfig
 from ppomax.data.records import Message
 from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import share
 from ppomax.evaluate.answers import Answer
 from ppomax.evaluate.categories import check_pattern, prompt_category, prompt_language
-from ppomax.evaluate.llm_endpoint import Crew, Endpoint, LLMConfig, Reply, ReplyFile, Unanswered, content_key
+from ppomax.evaluate.llm_endpoint import Crew, Endpoint, Reply, ReplyFile, Unanswered, content_key
 from ppomax.train.parallel import Ranks
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import plain
@@ -116,18 +117,30 @@ def state(rows: Sequence[dict[str, Any]], attempts: int) -> str | None:
     return "failed" if rows and rows[-1]["kind"] == "failed" else None
 
 
+class Unfinished(UserError):
+    """Not every question could be asked. ``reason``: what stopped it, without what is to be done about it in a duel."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class LLMJudge:
-    """Compares pairs of answers. Only the main rank asks; all ranks get the same outcomes."""
+    """Compares pairs of answers. Only the main rank asks; all ranks get the same outcomes.
+
+    ``section``: where ``config`` stands in the options, for messages; ``quiet``: no progress is shown.
+    """
 
     def __init__(
-        self, model: str, config: LLMConfig, folder: Path, ranks: Ranks, *, seed: int = 0, resamples: int = 1000
-    ) -> None:
+        self, model: str, config: LLMConfig, folder: Path, ranks: Ranks, *, seed: int = 0, resamples: int = 1000,
+        section: str = "llm", quiet: bool = False,
+    ) -> None:  # fmt: skip
         self.name, self.model, self.config, self.ranks = f"llm:{model}", model, config, ranks
-        self.folder, self.seed, self.resamples = folder, seed, resamples
+        self.folder, self.seed, self.resamples, self.quiet = folder, seed, resamples, quiet
         options: dict[str, Any] = {config.reply_limit_name: config.max_reply_tokens}
         if config.temperature is not None:
             options["temperature"] = config.temperature
-        self.endpoint = Endpoint(model, config, section="llm", title=f"judge {self.name}", options=options)
+        self.endpoint = Endpoint(model, config, section=section, title=f"judge {self.name}", options=options)
         self.crew = Crew(self.endpoint)
         check_pattern(config.harmless)
         languages = ("en", "zh") if config.language == "auto" else (config.language,)
@@ -198,14 +211,15 @@ class LLMJudge:
         def unanswered(question: Question, error: Unanswered) -> None:
             self.raw.add({"key": question.key, "kind": error.kind, "detail": error.detail})
 
-        with ProgressLine("judge", len(questions), done=len(questions) - len(open_)) as bar:
+        with ProgressLine("judge", len(questions), done=len(questions) - len(open_), quiet=self.quiet) as bar:
             stopped = self.crew.work(
                 open_, self._ask_one, unanswered, lambda: bar.step(tokens=self.endpoint.tokens)
             )  # fmt: skip
         if stopped is not None:
             left = sum(self._state(q) in OPEN for q in questions)
-            raise UserError(
-                f"{stopped}; {len(questions) - left} of {len(questions)} questions are answered and kept: --resume goes on"
+            raise Unfinished(
+                str(stopped),
+                f"{stopped}; {len(questions) - left} of {len(questions)} questions are answered and kept: --resume goes on",
             )
 
     async def _ask_one(self, client: Any, question: Question) -> None:

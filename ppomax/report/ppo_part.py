@@ -139,10 +139,15 @@ def _judged(runs: Runs) -> Figures | None:
             curves[name] = (run.evaluations, "eval/win_rate")
             baselines = baselines[:1]
         last, best = run.evaluations[-1], max(run.evaluations, key=lambda row: row["eval/win_rate"])
+        tie = (
+            "a preference that turns with the order of the answers"
+            if any(judge.get("llm") for judge in watch.get("judge") or [])
+            else f"a difference of scores up to {number(watch.get('tie_band'))}"
+        )
         captions.append(
             f"{name + ': j' if len(judged) > 1 else 'J'}udged by {judge_name(run)} on {last['eval/prompts']} fixed held-out "
-            f"prompts, against the reference model's {' and its '.join(words[b] for b in baselines)}; a difference of scores "
-            f"up to {number(watch.get('tie_band'))} is a tie and counts half. Best: {100 * best['eval/win_rate']:.1f}% at "
+            f"prompts, against the reference model's {' and its '.join(words[b] for b in baselines)}; {tie} "
+            f"is a tie and counts half. Best: {100 * best['eval/win_rate']:.1f}% at "
             f"iteration {best['iteration']}{', kept in best/' if watch.get('keep_best') else ''}."
         )
     judge = (

@@ -57,7 +57,10 @@ def win_rate(run: Stage) -> Rate | None:
 def judge_name(run: Stage) -> str:
     """The judge as the settings name it."""
     judges = (run.config.get("watch") or {}).get("judge") or []
-    named = [str(s.get("name") or s.get("function") or s.get("model") or s.get("url")) for s in judges]
+    named = [
+        str(s.get("name") or s.get("function") or s.get("model") or s.get("url") or f"llm:{s.get('llm')}")
+        for s in judges
+    ]
     return " + ".join(named) or "the judge"
 
 

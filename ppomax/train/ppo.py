@@ -171,7 +171,7 @@ def train_ppo(
         sparklines=("reward", "kl", "length", "perplexity", "win_rate"),
     )  # fmt: skip
     judge = None
-    if setup.judges:
+    if setup.judge_prompts:
         with run.undone_if_nothing_came():
             judge = LiveJudge(setup, config, ranks, run, loop.iteration)
     with run.undone_if_nothing_came(), guard, Requests(run) as requests, bar:

@@ -10,16 +10,18 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ppomax.config import PPOConfig
+from ppomax.config import PPOConfig, RewardSourceConfig, check_judges
 from ppomax.data.chat import ChatFormat, fit_dialogue
 from ppomax.data.records import Dialogue, Message, Prompt, Text, split_key, unit_hash
 from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
+from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.models.adapters import adapter
 from ppomax.models.loading import (
     add_lora,
@@ -73,12 +75,15 @@ class Setup:
     prompts: list[EncodedPrompt]
     watch_prompts: list[EncodedPrompt]
     judges: list[RewardSource]
-    """what judges held-out answers; empty: nothing does"""
+    """what gives scores to held-out answers; empty: nothing does"""
     judge_prompts: list[EncodedPrompt]
+    """what is judged; empty: nothing is"""
     ptx: list[tuple[list[int], list[bool]]]
     """ids and trained-token masks"""
     bench: list[Offloaded] = field(default_factory=list)
     """frozen models that are on the device only while they score"""
+    llm_judge: LLMJudge | None = None
+    """compares held-out answers, in place of `judges`"""
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[Any]:
@@ -119,6 +124,8 @@ def prepare(
         )
     if config.rollout_batch < ranks.size:
         raise UserError(f"rollout_batch = {config.rollout_batch}: smaller than the number of ranks, {ranks.size}")
+    check_judges(config.watch.judge, "watch.judge")
+    llm_judge = _llm_judge(config)
     given: list[Any] = [] if reward is None else list(reward) if isinstance(reward, list) else [reward]
     if not given and not config.reward:
         raise UserError("reward: no source is given; name a reward model directory, module:function or an http address")
@@ -134,8 +141,22 @@ def prepare(
         )
     return Setup(
         policy, critic, reference, chat_format, sources, training, held_out[: config.watch.eval_prompts],
-        judges, held_out[: config.watch.judge_prompts] if judges else [], mixed, bench,
+        judges, held_out[: config.watch.judge_prompts] if config.watch.judge else [], mixed, bench, llm_judge,
     )  # fmt: skip
+
+
+def _llm_judge(config: PPOConfig) -> LLMJudge | None:
+    """The language model that compares, where one is named. Its replies are kept beside the reference's answers."""
+    model = next((judge.llm for judge in config.watch.judge if judge.llm is not None), None)
+    if model is None:
+        return None
+    folder = Path(config.output_dir).expanduser() / "judge"
+    # one process asks, whatever the number of ranks; on a terminal the run's own panel has the place of a second bar
+    return LLMJudge(model, config.watch.llm, folder, Ranks(), section="watch.llm", quiet=sys.stderr.isatty())
+
+
+def _score_judges(config: PPOConfig) -> list[RewardSourceConfig]:
+    return [judge for judge in config.watch.judge if judge.llm is None]
 
 
 def _models(
@@ -164,7 +185,7 @@ def _models(
             )
             for source in group
         ]
-        for group in ([] if shared else given or config.reward, config.watch.judge)
+        for group in ([] if shared else given or config.reward, _score_judges(config))
     )  # fmt: skip
     frozen = [member.model for source in [*sources, *judges] for member in getattr(source, "members", [])]
     if shared:

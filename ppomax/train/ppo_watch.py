@@ -7,20 +7,23 @@ of them comes from the weights, and curves are smooth. The reference's own answe
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppomax.config import PPOConfig
 from ppomax.errors import UserError
-from ppomax.evaluate.live import Baseline, JudgedAnswer, evaluation_numbers
+from ppomax.evaluate.answers import Answer
+from ppomax.evaluate.live import Baseline, JudgedAnswer, comparison_numbers, evaluation_numbers
 from ppomax.models.loading import save_final
 from ppomax.models.passes import even_passes
 from ppomax.rl.rewards import kl_estimate
 from ppomax.rollout.engine import Engine, sample_seed
-from ppomax.rollout.reward_sources import combine
+from ppomax.rollout.reward_sources import Sample, combine
 from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.parallel import Ranks
+from ppomax.train.ppo_compare import Comparison, to_compare
 from ppomax.train.ppo_score import score, to_samples
 from ppomax.train.ppo_setup import Setup, say
 from ppomax.train.progress import ProgressLine
@@ -73,9 +76,18 @@ class LiveJudge:
         self.categories = [p.category for p in self.prompts]
         self.lines = [line for line in run.read(FILE) if line["iteration"] < iteration]
         self.best = _best_before(run.path / "best" / "best.json", iteration)
-        self.baselines: dict[str, Baseline] = {
-            name: self._baseline(name) for name in dict.fromkeys(config.watch.baselines)
-        }
+        self.comparison = Comparison(setup.llm_judge, ranks, run) if setup.llm_judge else None
+        if self.comparison:
+            self.comparison.announce(config, len(self.prompts))
+        self.baselines: dict[str, Baseline] = {}
+        self.compared: dict[str, list[Answer]] = {}
+        """the baselines' answers, for a judge that compares"""
+        for name in dict.fromkeys(config.watch.baselines):
+            rows = self._baseline(name)
+            scores = tuple(row["score"] for row in rows if "score" in row)
+            self.baselines[name] = Baseline(scores, tuple(row["reward"] for row in rows))
+            pairs = zip(self.prompts, rows, strict=True)
+            self.compared[name] = [to_compare(p, row["response"], row["finished"]) for p, row in pairs]
 
     @property
     def shown(self) -> dict[str, float]:
@@ -83,9 +95,14 @@ class LiveJudge:
         return {"win_rate": self.lines[-1]["eval/win_rate"]} if self.lines else {}
 
     def evaluate(self, engine: Engine, iteration: int, update: int) -> None:
-        """Draw, judge and compare the policy's answers; one more line, and perhaps a new best policy."""
+        """Draw, judge and compare the policy's answers; one more line, and perhaps a new best policy.
+
+        An LLM judge that cannot be asked leaves no line.
+        """
         answers = self.ranks.collect(self._answers(engine))
-        numbers = evaluation_numbers(answers, self.baselines, self.categories, self.config.watch.tie_band)
+        numbers = self._numbers(answers, iteration)
+        if numbers is None:
+            return
         line = {"iteration": iteration, "update": update, **numbers}
         self.lines.append(line)
         # written anew as a whole: no half line, and none of a life that was killed
@@ -97,6 +114,17 @@ class LiveJudge:
             if self.ranks.is_main:
                 self._keep(policy, line)
 
+    def _numbers(self, answers: list[JudgedAnswer], iteration: int) -> dict[str, float] | None:
+        if self.comparison is None:
+            return evaluation_numbers(answers, self.baselines, self.categories, self.config.watch.tie_band)
+        own = [to_compare(p, a.text, a.finished) for p, a in zip(self.prompts, answers, strict=True)]
+        verdicts = self.comparison.verdicts(own, self.compared, iteration)
+        return comparison_numbers(answers, self.baselines, self.categories, verdicts) if verdicts else None
+
+    def _scores(self, samples: Sequence[Sample]) -> list[float] | None:
+        """The judge's; None where it compares."""
+        return combine(self.setup.judges, samples)[0].tolist() if self.setup.judges else None
+
     def _answers(self, engine: Engine) -> list[JudgedAnswer]:
         """This rank's share."""
         share = self.ranks.share(self.prompts)
@@ -105,7 +133,7 @@ class LiveJudge:
         completions = engine.generate([p.ids for p in mine], self.ranks.share(seeds) or seeds[:1])
         experience, _ = score(self.setup, self.config, self.ranks, mine, completions, critic=False)
         samples = to_samples(self.setup, mine, completions)
-        judged = combine(self.setup.judges, samples)[0].tolist()
+        judged = self._scores(samples)
         self.setup.frozen_go_home()
         logprobs, ref_logprobs = experience.logprobs.double(), experience.ref_logprobs.double()
         sums = [  # tensors are 0 outside the response, and so are the estimates
@@ -118,7 +146,12 @@ class LiveJudge:
         rewards = experience.scores.tolist()
         return [
             JudgedAnswer(
-                s.response, tuple(s.response_ids), s.finished, judged[i], rewards[i], *(values[i] for values in sums)
+                s.response,
+                tuple(s.response_ids),
+                s.finished,
+                judged[i] if judged else None,
+                rewards[i],
+                *(values[i] for values in sums),
             )
             for i, s in enumerate(samples[: len(share)])
         ]
@@ -129,14 +162,15 @@ class LiveJudge:
         card = (
             "---\nlibrary_name: transformers\ntags: [ppomax, rlhf, ppo]\n---\n\n# PPO policy, best by the judge\n\n"
             f"Iteration {line['iteration']} of a run from `{self.config.model}`: judged win rate {rate:.3f} (standard error "
-            f"{line['eval/win_rate_se']:.3f}) against the reference's answers to {len(self.prompts)} held-out prompts. The "
+            f"{line['eval/win_rate_se']:.3f}) against the reference's answers to {line['eval/prompts']} held-out prompts. The "
             "highest of several noisy rates is a little too high.\n"
         )
         save_final(policy, self.setup.chat_format.tokenizer, folder, stage="ppo", card=card)
         about = {"ppomax_win_rate": rate, "iteration": line["iteration"], "update": line["update"]}
         write_atomic(folder / "best.json", json.dumps(about) + "\n")
 
-    def _baseline(self, name: str) -> Baseline:
+    def _baseline(self, name: str) -> list[dict[str, Any]]:
+        """The reference's answers, one a prompt, of this or an earlier life of the run."""
         file = self.run.path / "judge" / f"{name}.jsonl"
         rows = self._kept(file)
         self.ranks.barrier()  # all ranks have looked before the main one writes
@@ -145,7 +179,7 @@ class LiveJudge:
             if self.ranks.is_main:
                 file.parent.mkdir(exist_ok=True)
                 write_atomic(file, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))
-        return Baseline(tuple(row["score"] for row in rows), tuple(row["reward"] for row in rows))
+        return rows
 
     def _kept(self, file: Path) -> list[dict[str, Any]] | None:
         """The reference's answers as an earlier life of the run wrote them."""
@@ -180,27 +214,37 @@ class LiveJudge:
                 prompts = [prompt for _, prompt in part]
                 completions = engine.generate([p.ids for p in prompts], seeds)
                 samples = to_samples(self.setup, prompts, completions)
-                judged, rewards = (combine(s, samples)[0].tolist() for s in (self.setup.judges, self.setup.sources))
+                judged, rewards = self._scores(samples), combine(self.setup.sources, samples)[0].tolist()
                 self.setup.frozen_go_home()
                 if not own:
                     continue
                 rows += [
                     {
-                        "prompt": [dict(m) for m in p.messages], "response": s.response, "score": judged[i],
+                        "prompt": [dict(m) for m in p.messages], "response": s.response,
+                        **({"score": judged[i]} if judged else {}),
                         "reward": rewards[i], "length": len(s.response_ids), "finished": s.finished, "category": p.category,
                     }
                     for i, (p, s) in enumerate(zip(prompts, samples, strict=True))
                 ]  # fmt: skip
-                bar.step(len(part), score=sum(r["score"] for r in rows) / len(rows))
+                shown = "score" if judged else "reward"
+                bar.step(len(part), **{shown: sum(r[shown] for r in rows) / len(rows)})
         return rows
 
     def tell(self) -> None:
         """The last evaluation in words."""
+        skipped = self.comparison.skipped if self.comparison else 0
+        left_out = f"; {skipped} evaluations of this start could not be had" if skipped else ""
+        if not self.lines:
+            say(self.ranks, f"no evaluation was judged{left_out}")
+            return
         last = self.lines[-1]
+        failed = last.get("eval/judge_failed")
         say(
             self.ranks,
             f"judged win rate {last['eval/win_rate']:.3f} (standard error {last['eval/win_rate_se']:.3f}) against the "
-            f"reference's {next(iter(self.baselines))} answers to {len(self.prompts)} held-out prompts"
+            f"reference's {next(iter(self.baselines))} answers to {last['eval/prompts']} held-out prompts"
+            + (f" ({failed} more without a verdict)" if failed else "")
+            + (f", at iteration {last['iteration']}{left_out}" if skipped else "")
             + (f"; best {self.best:.3f}, kept in {self.run.path / 'best'}" if self.best is not None else ""),
         )
 

@@ -31,7 +31,7 @@ MAY_CHANGE = {
     "checkpoint.every", "checkpoint.keep", "iterations", "micro_batch_tokens", "trackers",
     "tracker_project", "tracker_name",
     *(f"rollout.{name}" for name in ("url", "transfer", "colocated", "timeout", "retries", "first_pause")),
-    *(f"{section}.{name}" for section in ("llm", "endpoint") for name in (
+    *(f"{section}.{name}" for section in ("llm", "endpoint", "watch.llm") for name in (
         "concurrency", "requests_a_minute", "max_requests", "max_tokens", "timeout", "retries", "first_pause", "base_url",
         "key_variable",
     )),

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from ppomax.config import LLMConfig
 from ppomax.evaluate.answers import Answer
-from ppomax.evaluate.llm_endpoint import LLMConfig
 from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.train.parallel import Ranks
 

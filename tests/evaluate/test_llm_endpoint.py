@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from ppomax.config import LLMConfig
 from ppomax.errors import UserError
-from ppomax.evaluate.llm_endpoint import Endpoint, LLMConfig, ReplyFile, retry_after
+from ppomax.evaluate.llm_endpoint import Endpoint, ReplyFile, retry_after
 
 _spec = importlib.util.spec_from_file_location("judge_server", Path(__file__).with_name("judge_server.py"))
 assert _spec and _spec.loader

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ppomax.config import PPOConfig, RewardSourceConfig, SamplingConfig
+from ppomax.config import JudgeConfig, PPOConfig, SamplingConfig
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Prompt
 from ppomax.errors import UserError
@@ -344,11 +344,11 @@ def configured(*words: str) -> PPOConfig:
 
 
 def test_options() -> None:
-    world = RewardSourceConfig(function="ppomax.world.reward:score", name="world")
+    world = JudgeConfig(function="ppomax.world.reward:score", name="world")
     assert configured("--watch.judge", "world").watch.judge == [world]
     assert configured("--watch.judge", "runs/rm", "a.b:c").watch.judge == [
-        RewardSourceConfig(model="runs/rm"),
-        RewardSourceConfig(function="a.b:c"),
+        JudgeConfig(model="runs/rm"),
+        JudgeConfig(function="a.b:c"),
     ]
     for option, value in (
         ("judge_every", "3"), ("judge_prompts", "9"), ("tie_band", "0.5"), ("baselines", "greedy"), ("keep_best", "no"),
@@ -356,7 +356,9 @@ def test_options() -> None:
         [warning] = warnings_for(configured(f"--watch.{option}", value))
         assert warning == f"watch.{option} does nothing: watch.judge is empty, so nothing is judged"
         assert warnings_for(configured(f"--watch.{option}", value, "--watch.judge", "world")) == []
-    with pytest.raises(UserError, match=r"watch\.judge\.0: exactly one of model, function, url is needed"):
+    with pytest.raises(
+        UserError, match=r"watch\.judge\.0: exactly one of model, function, url, llm is needed, found model and url"
+    ):
         configured("--watch.judge", "{model: m, url: 'http://x'}")
     with pytest.raises(UserError, match=r"watch\.baselines"):
         configured("--watch.judge", "world", "--watch.baselines", "nobody")

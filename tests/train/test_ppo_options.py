@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ppomax.config import PPOConfig, Section
+from ppomax.config import LLMConfig, PPOConfig, Section
 from ppomax.options import warnings_for
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,11 +67,12 @@ ELSEWHERE = {
     *(f"watch.{name}" for name in ("judge", "judge_every", "judge_prompts", "tie_band", "baselines", "keep_best")),
     *(f"watch.{name}" for name in ("detect", "on_collapse", "rollback_factor", "rollback_kl", "max_rollbacks", "webhook")),
     *(f"rollout.{name}" for name in ("engine", "url", "transfer", "colocated", "timeout", "retries", "first_pause")),
+    *(f"watch.llm.{name}" for name in LLMConfig.model_fields),
     "rollout.importance_clip", "parallel.shard", "parallel.frozen", "parallel.activation_checkpointing", "lora.shared_base",
 }  # fmt: skip
 """where a run finds and puts things, what affects memory only (tested above and in test_ppo_resume.py), what is merged
 before a run begins (presets: test_options.py), judging, which training does not notice
-(test_ppo_judge.py), what is done about a collapse (test_ppo_watch_actions.py), another engine (test_vllm_ppo.py),
+(test_ppo_judge.py, test_ppo_llm_judge.py), what is done about a collapse (test_ppo_watch_actions.py), another engine (test_vllm_ppo.py),
 and where weights lie (test_sharding.py, test_shared_base.py)"""
 
 
