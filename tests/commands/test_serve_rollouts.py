@@ -166,6 +166,8 @@ def test_it_is_started_and_ended(number: signal.Signals, tmp_path: Path) -> None
     process = subprocess.Popen(
         [sys.executable, "-m", "ppomax", "serve-rollouts", "m", "--environment", str(folder), "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell that runs the tests in the background leaves them, and what they start, deaf to SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert process.stdout is not None

@@ -65,6 +65,7 @@ class JudgeServer:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128  # with the default of 5, a burst of connections waits a second for its next try
 
             def handle_error(self, *_: Any) -> None:  # the client hung up, as planned
                 pass
