@@ -1,6 +1,6 @@
 """What a run in progress can be asked from outside, such as by `ppomax view`: a checkpoint now, or to stop.
 
-    RUN/requests/checkpoint   an empty file: write a checkpoint after this iteration
+    RUN/requests/checkpoint   an empty file: write a checkpoint after this iteration (SFT, reward model: this update)
     RUN/requests/stop         write one and end; `--resume` goes on exactly there
     RUN/requests.jsonl        what was obeyed, and when
     RUN/.running              locked while the run lives, and gone when it has finished; unlocked it says how the run
@@ -81,12 +81,12 @@ def ending(run: Path) -> str:
 class Requests:
     """The run's side. ``with Requests(run) as requests:`` drops what was asked of an earlier life, and holds the lock.
 
-    An exception in the block ends the lock and is written down. Otherwise it is held until the object goes, so that a
-    run counts as alive while it writes its last files.
+    ``step``: what the run's loop counts, as in its metrics.jsonl. An exception in the block ends the lock and is written
+    down. Otherwise it is held until the object goes, so that a run counts as alive while it writes its last files.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.run, self.ranks = run, run.ranks
+    def __init__(self, run: RunDirectory, step: str = "iteration") -> None:
+        self.run, self.ranks, self.step = run, run.ranks, step
 
     def __enter__(self) -> Requests:
         if self.ranks.is_main:
@@ -111,14 +111,14 @@ class Requests:
         """What is asked now, the same on all ranks; each request is given out once."""
         return self.ranks.collect([self._taken() if self.ranks.is_main else []])[0]
 
-    def obeyed(self, requests: list[str], iteration: int, checkpoint: int, *, last: bool) -> None:
-        """Log requests after ``iteration``, whose checkpoint is written. StopRequested, unless it was the ``last`` anyway."""
+    def obeyed(self, requests: list[str], step: int, checkpoint: int, *, last: bool) -> None:
+        """Log requests after ``step``, whose checkpoint is written. StopRequested, unless it was the ``last`` anyway."""
         for name in requests:
-            self.run.log({"iteration": iteration, "request": name, "checkpoint": f"step-{checkpoint:06d}"}, FILE)
-            self._say(f"{name}: asked for, checkpoint step-{checkpoint:06d} written after iteration {iteration}")
+            self.run.log({self.step: step, "request": name, "checkpoint": f"step-{checkpoint:06d}"}, FILE)
+            self._say(f"{name}: asked for, checkpoint step-{checkpoint:06d} written after {self.step} {step}")
         if "stop" in requests and not last:
             self._say("stopped as asked; the same command with --resume goes on")
-            raise StopRequested(f"stopped as asked after iteration {iteration}")
+            raise StopRequested(f"stopped as asked after {self.step} {step}")
 
     def _say(self, line: str) -> None:
         if self.ranks.is_main:

@@ -44,6 +44,7 @@ from ppomax.train.pairs import EncodedPair, PairBatch, collate, demonstration_id
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
+from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory, plain
 from ppomax.train.sharding import divide, first_device, to_save
 
@@ -225,7 +226,8 @@ def train_reward(
             numbers["eval/loss"] = float(np.logaddexp(0.0, -gaps).mean())
         return numbers, chosen, rejected
 
-    with ProgressLine("reward", total, done=start, quiet=not ranks.is_main) as bar:
+    bar = ProgressLine("reward", total, done=start, quiet=not ranks.is_main)
+    with Requests(run, "update") as requests, bar:
         for update in range(start, total):
             began = time.perf_counter()
             metrics: dict[str, float] = {}
@@ -277,14 +279,15 @@ def train_reward(
             epoch = float(seen_pairs[update + 1]) / len(encoded)
             run.log({"update": update, "epoch": epoch, **metrics})
             bar.step(loss=means[0], accuracy=means[3], gap=means[4] - means[5], pairs_s=len(batch_pairs) / seconds)
-            done = update + 1
-            if done == total or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            done, requested = update + 1, requests.take()
+            if done == total or requested or (config.checkpoint.every and done % config.checkpoint.every == 0):
                 state = {
                     "model": loading.trainable_state(trainee),
                     "optimizer": optimizer.state_dict(),
                     "rng": rng_state(device),
                 }
                 run.checkpoint(done, state, config.checkpoint.keep)
+            requests.obeyed(requested, update, done, last=done == total)
 
     numbers, chosen_rewards, rejected_rewards = evaluate()
     run.log({"update": total, "epoch": float(seen_pairs[-1]) / len(encoded), **numbers})

@@ -39,6 +39,7 @@ from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, ma
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
+from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
 from ppomax.train.sharding import divide, first_device, to_save
 
@@ -312,7 +313,8 @@ def train_sft(
         first_evaluation = states["progress"]["first_evaluation"]
         restore_rng(states["rng"], device)
 
-    with ProgressLine("sft", total, done=start, quiet=not ranks.is_main) as bar:
+    bar = ProgressLine("sft", total, done=start, quiet=not ranks.is_main)
+    with Requests(run, "update") as requests, bar:
         for update in range(start, total):
             began = time.perf_counter()
             metrics: dict[str, float] = {}
@@ -349,8 +351,8 @@ def train_sft(
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
             run.log({"update": update, "epoch": order.position / len(rows), **metrics})
             bar.step(loss=loss, perplexity=math.exp(min(loss, 700.0)), tokens_s=tokens / seconds)
-            done = update + 1
-            if done == total or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            done, requested = update + 1, requests.take()
+            if done == total or requested or (config.checkpoint.every and done % config.checkpoint.every == 0):
                 parts = {
                     "model": loading.trainable_state(model),
                     "optimizer": optimizer.state_dict(),
@@ -358,6 +360,7 @@ def train_sft(
                     "progress": {"order": order.state_dict(), "first_evaluation": first_evaluation},
                 }
                 run.checkpoint(done, parts, config.checkpoint.keep)
+            requests.obeyed(requested, update, done, last=done == total)
 
     results: dict[str, Any] = {}
     if eval_examples:

@@ -59,8 +59,9 @@ class LiveRun:
         marks = [alarm(row) for row in rows[-MOST_MARKS:]]
         shown["marks"] = [[m["iteration"], m["level"]] for m in marks if m["iteration"] is not None]
         shown["samples"] = self._samples()
+        asked = {"step": self.x, "request": "request", "checkpoint": "checkpoint"}
         shown["requests"] = [
-            {key: visible(shortened(str(row.get(key)), 100)) for key in ("iteration", "request", "checkpoint")}
+            {name: visible(shortened(str(row.get(key)), 100)) for name, key in asked.items()}
             for row in last_rows(self.run.path / FILE)[-3:]
         ]
         shown["resume"] = visible(f"ppomax {self.run.kind} {shlex.quote(str(self.run.path / 'config.yaml'))} --resume")

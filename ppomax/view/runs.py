@@ -140,7 +140,7 @@ def summary(run: Run) -> dict[str, Any]:
         "step": int(step) if step == step else None, "planned": run.planned, "numbers": numbers,
         "alarm": alarm(alarms[-1]) if alarms else None, "written": written(run),
         "asked": asked(run.path) if state == "running" else [],
-        "obeys": run.kind == "ppo" and is_running(run.path) is True,
+        "obeys": is_running(run.path) is True,
     }  # fmt: skip
 
 

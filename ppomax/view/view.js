@@ -152,7 +152,7 @@ function runPage() {
   const why = el("p", { class: "trouble", hidden: "" });
   const numbers = el("ul", { class: "numbers", "aria-label": "last numbers" });
   const checkpoint = el("button", { type: "button" }, "Checkpoint now");
-  const stop = el("button", { type: "button", class: "stop" }, "Stop after this iteration");
+  const stop = el("button", { type: "button", class: "stop" });
   const told = el("span", { role: "status" });
   const controls = el("div", { class: "controls", hidden: "" }, checkpoint, stop, told);
   const alarms = el("section", { hidden: "" }, el("h2", { id: "alarms" }, "Alarms"));
@@ -165,8 +165,8 @@ function runPage() {
     trouble, el("div", { class: "head" }, state, step, progress, written), announced, why, numbers, controls, alarms, el("h2", {}, "Course"),
     note, grid, samples,
   );
-  const sure = el("dialog", { "aria-label": "stop this run" },
-    el("p", {}, "Stop the run after this iteration? It leaves a checkpoint, and goes on exactly there with --resume."));
+  const question = el("p", {});
+  const sure = el("dialog", { "aria-label": "stop this run" }, question);
   const yes = el("button", { type: "button", class: "stop" }, "Stop it");
   const no = el("button", { type: "button", autofocus: "" }, "Let it run");
   sure.append(el("div", { class: "controls" }, no, yes));
@@ -244,12 +244,14 @@ function runPage() {
   function showControls(found) {
     controls.hidden = !head.obeys && !(found.requests.length && head.state !== "dead");
     checkpoint.hidden = stop.hidden = !head.obeys;
+    say(stop, `Stop after this ${found.x}`);
+    say(question, `Stop the run after this ${found.x}? It leaves a checkpoint, and goes on exactly there with --resume.`);
     if (!changed("controls", [head.asked, head.obeys, found.requests])) return;
     checkpoint.disabled = head.asked.includes("checkpoint");
     stop.disabled = head.asked.includes("stop");
     const last = found.requests[found.requests.length - 1];
-    if (head.asked.length) say(told, `Asked: ${head.asked.join(", ")}. The run obeys at the end of this iteration.`);
-    else say(told, last ? `${last.request}: obeyed after iteration ${last.iteration}, ${last.checkpoint} is written.` : "");
+    if (head.asked.length) say(told, `Asked: ${head.asked.join(", ")}. The run obeys at the end of this ${found.x}.`);
+    else say(told, last ? `${last.request}: obeyed after ${found.x} ${last.step}, ${last.checkpoint} is written.` : "");
   }
 
   function showAlarms(found) {
