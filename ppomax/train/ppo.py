@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ import torch.distributed as dist
 from ppomax.config import PPOConfig
 from ppomax.data.batches import EpochOrder, epoch_permutation
 from ppomax.data.records import Dialogue, Prompt, Text
-from ppomax.errors import UserError
 from ppomax.models.loading import load_trainable_state, save_final, trainable_state
 from ppomax.options import dump_yaml, warnings_for
 from ppomax.report.page import ppo_page
@@ -54,7 +53,6 @@ from ppomax.train.progress import ProgressLine
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
 from ppomax.train.sharding import to_save
-from ppomax.watch.collapse import Alarm
 from ppomax.watch.metrics import experience_metrics, response_metrics
 
 PARTS = ["policy", "critic", "policy_optim", "critic_optim", "loop"]
@@ -232,20 +230,18 @@ def train_ppo(
             # Update on the buffer, minibatch by minibatch.
             buffer = Experience.concatenate(loop.buffer)
             tally = Tally()
-            for epoch in range(config.ppo_epochs):
-                order = epoch_permutation(len(buffer), sample_seed(config.seed, loop.iteration), epoch)
-                for start in range(0, len(order), config.minibatch):
-                    rows = order[start : start + config.minibatch]
-                    lr_policy = learning_rate(config.policy_optim, loop.updates, total_updates)
-                    lr_critic = learning_rate(config.critic_optim, loop.critic_updates, total_critic_updates)
-                    set_learning_rate(optimizers["policy"], lr_policy)
-                    set_learning_rate(optimizers["critic"], lr_critic)
-                    mixed = take_ptx(setup, loop, config.ptx.batch_ratio * len(rows)) if train_policy else []
-                    numbers = updater.update(buffer.select(rows), mixed, policy=train_policy)
-                    require_finite(numbers, loop.iteration, guard)
-                    tally.add(numbers)
-                    loop.critic_updates += 1
-                    loop.updates += train_policy
+            for rows in minibatches(config, loop.iteration, len(buffer)):
+                lr_policy = learning_rate(config.policy_optim, loop.updates, total_updates)
+                lr_critic = learning_rate(config.critic_optim, loop.critic_updates, total_critic_updates)
+                set_learning_rate(optimizers["policy"], lr_policy)
+                set_learning_rate(optimizers["critic"], lr_critic)
+                mixed = take_ptx(setup, loop, config.ptx.batch_ratio * len(rows)) if train_policy else []
+                numbers = updater.update(buffer.select(rows), mixed, policy=train_policy)
+                tally.add(numbers)
+                loop.critic_updates += 1
+                loop.updates += train_policy
+                if guard.ruined(numbers, loop.iteration):
+                    break
             clock.lap("update")
 
             record = experience_metrics(
@@ -354,6 +350,13 @@ def gather(ranks: Ranks, mine: Experience, total: int) -> Experience:
     return Experience.concatenate(parts).select([offsets[i % ranks.size] + i // ranks.size for i in range(total)])
 
 
+def minibatches(config: PPOConfig, iteration: int, samples: int) -> Iterator[list[int]]:
+    """Rows of the buffer's ``samples``, an optimiser update each: all of them once a PPO epoch, in a fresh order."""
+    for epoch in range(config.ppo_epochs):
+        order = epoch_permutation(samples, sample_seed(config.seed, iteration), epoch)
+        yield from (order[start : start + config.minibatch] for start in range(0, len(order), config.minibatch))
+
+
 def take_ptx(setup: Setup, loop: Loop, count: float) -> list[tuple[list[int], list[bool]]]:
     """The next ``count`` records of the ptx mix, rounded but at least one; none where there is no mix."""
     return [setup.ptx[i] for i in loop.ptx_order.take(max(1, round(count)))] if loop.ptx_order else []
@@ -373,14 +376,6 @@ def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
         return False
     before, now = sum(value_losses[-10:-5]) / 5, sum(value_losses[-5:]) / 5
     return before - now < config.critic.pretrain_plateau * before
-
-
-def require_finite(numbers: dict[str, float], iteration: int, guard: Guard) -> None:
-    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if bad:
-        message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
-        guard.tell(Alarm(iteration, "collapse", "not_finite", iteration, message).as_dict())
-        raise UserError(f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef")
 
 
 def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, history: Sequence[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ Every rank keeps the same watch; what is done is decided by the main rank's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
@@ -31,6 +32,8 @@ class Guard:
         self.watch = CollapseWatch()
         self.stopped = False
         self.rollbacks = 0
+        self.must_go_back = False
+        """the weights are no longer numbers"""
         self.healthy: int | None = 0 if config.watch.on_collapse == "rollback" else None
         """step of the newest checkpoint that is judged healthy"""
         self.candidate: int | None = None
@@ -60,13 +63,29 @@ class Guard:
                 f"{self.run.path.name}, iteration {alarm['iteration']}, {alarm['level']}: {alarm['message']}"
             )
 
+    def ruined(self, numbers: Mapping[str, float], iteration: int) -> bool:
+        """Whether an update gave numbers that are not finite: its weights are lost, and `look` will roll back.
+
+        UserError where it may not: the run ends before they are written anywhere.
+        """
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if bad and not self._may_go_back():
+            message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
+            self.tell(Alarm(iteration, "collapse", "not_finite", iteration, message).as_dict())
+            raise UserError(
+                f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef"
+            )
+        self.must_go_back = bool(bad)
+        return self.must_go_back
+
     def look(self, line: Mapping[str, Any]) -> Action:
         """Tell what the watch finds in this iteration's metrics, and say what is to be done."""
         alarms = self.watch.step(line) if self.config.detect else []
         for alarm in alarms:
             self.tell(alarm.as_dict())
             say(self.ranks, f"{alarm.level}: {alarm.message}")
-        action = self._action([a for a in alarms if a.level == "collapse"])
+        action: Action = "rollback" if self.must_go_back else self._action([a for a in alarms if a.level == "collapse"])
+        self.must_go_back = False
         return self.ranks.collect([action])[0]
 
     def _action(self, collapses: list[Alarm]) -> Action:
@@ -75,10 +94,14 @@ class Guard:
         if self.config.on_collapse == "stop":
             say(self.ranks, f"stopped after iteration {collapses[0].iteration} (watch.on_collapse: stop)")
             return "stop"
-        if self.rollbacks >= self.config.max_rollbacks:
+        if not self._may_go_back():
             say(self.ranks, f"not rolled back: watch.max_rollbacks {self.config.max_rollbacks} reached")
             return "go on"
         return "rollback"
+
+    def _may_go_back(self) -> bool:
+        active = self.config.detect and self.config.on_collapse == "rollback"
+        return active and self.rollbacks < self.config.max_rollbacks
 
     def roll_back(self, iteration: int, kl_coef: float, parts: list[str]) -> tuple[dict[str, Any], float]:
         """States of the newest checkpoint from before the signs began, and the KL coefficient to go on with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ import torch
 from ppomax.errors import UserError
 from ppomax.options import warnings_for
 from ppomax.options_check import refuse_contradictions
-from ppomax.train.checkpoint import list_checkpoints, step_of
+from ppomax.train.checkpoint import list_checkpoints, load_part, step_of
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_guard import LOOK_BACK, Guard
+from ppomax.train.ppo_update import Updater
 from ppomax.train.run import RunDirectory
 from ppomax.watch import collapse
 from ppomax.watch.detectors import DETECTORS, Detector, Sign
@@ -131,6 +133,52 @@ def test_a_resumed_run_rolls_back_as_an_uninterrupted_one(tmp_path: Path, monkey
         assert timeless(resumed.metrics) == timeless(whole.metrics)
         assert lines(folder / "alarms.jsonl") == lines(whole.path / "alarms.jsonl")
         assert same(resumed.policy, whole.policy) and steps(folder) == steps(whole.path)
+
+
+def ruin_at(monkeypatch: pytest.MonkeyPatch, *updates: int) -> None:
+    """Let these updates of the run (from 0) end in weights that are no numbers."""
+    update, calls = Updater.update, [0]
+
+    def ruined(self: Updater, *args: Any, **kwargs: Any) -> dict[str, float]:
+        numbers = update(self, *args, **kwargs)
+        if calls[0] in updates:
+            for p in self.policy.parameters():
+                p.data.fill_(torch.nan)
+            numbers["loss/policy"] = float("nan")
+        calls[0] += 1
+        return numbers
+
+    monkeypatch.setattr(Updater, "update", ruined)
+
+
+def test_ruined_weights_are_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates an iteration: the first of iteration 2 is bad, and its second is not made."""
+    ruin_at(monkeypatch, 4)
+    changes = {**SIX, "checkpoint.keep": 9, "watch.on_collapse": "rollback", "kl.coef": 0.1}
+    found = run(tmp_path / "run", changes)
+    assert [m["iteration"] for m in found.metrics] == list(range(6))
+    assert [m["update"] for m in found.metrics] == [2, 4, 5, 7, 9, 11]
+    assert [m["kl/coef"] for m in found.metrics] == [0.1] * 3 + [0.4] * 3
+    assert [math.isnan(m["loss/policy"]) for m in found.metrics] == [i == 2 for i in range(6)]
+    assert all(w.isfinite().all() for w in weights(found.policy).values())
+    told = [(a["iteration"], a["level"], a["detector"], a["since"]) for a in lines(found.path / "alarms.jsonl")]
+    assert told == [(2, "collapse", "not_finite", 2), (2, "notice", "rollback", 2)], (
+        "to step-000002, before iteration 2"
+    )
+    assert lines(found.path / "metrics.jsonl")[2]["loss/policy"] is None
+
+
+@pytest.mark.parametrize(("action", "ends_at"), [("warn", 2), ("stop", 2), ("rollback", 3)])
+def test_ruined_weights_are_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, ends_at: int
+) -> None:
+    """Where there is no rollback left the run ends, and its checkpoints are sound."""
+    ruin_at(monkeypatch, 4, 6)
+    changes = {**SIX, "watch.on_collapse": action, "watch.max_rollbacks": 1, "kl.coef": 0.1}
+    with pytest.raises(UserError, match=rf"iteration {ends_at}: loss/policy not finite, training stopped; begin again"):
+        run(tmp_path / "run", changes)
+    for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        assert all(w.isfinite().all() for w in load_part(checkpoint, "policy").values())
 
 
 def guard_in(folder: Path, **changes: Any) -> Guard:
