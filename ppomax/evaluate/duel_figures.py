@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ def stacked_bars(groups: Groups, folder: Path, stem: str, *, title: str, words: 
 
     ``words``: what win, tie and lose are called in the legend.
     """
-    bars = [(group, name, counts) for group, entries in groups.items() for name, counts in entries.items()]
+    known = told_apart({name for entries in groups.values() for name in entries})
+    bars = [(group, known[name], counts) for group, entries in groups.items() for name, counts in entries.items()]
     height = 0.36 * len(bars) + 0.3 * len(groups) + 1.3
     figure = Figure(figsize=(7.4, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -64,11 +65,10 @@ def stacked_bars(groups: Groups, folder: Path, stem: str, *, title: str, words: 
 def draw_duel(result: Mapping[str, Any], folder: Path) -> None:
     """win_tie_lose (Fig. 10: A against B by category) and, of more than two systems, against_strongest (Fig. 11)."""
     judge = ", ".join(map(str, result["judge"]))
-    names = {"a": str(result["a"]), "b": str(result["b"])}
     rows = {**result["by_category"], "all": result["overall"]}
     stacked_bars(
         {name: {judge: part} for name, part in rows.items()}, folder, "win_tie_lose",
-        title=f"{_short(label(names['a']))} against {_short(label(names['b']))}",
+        title=_against(str(result["a"]), str(result["b"])),
         words={"win": "A wins", "tie": "tie", "lose": "A loses"},
     )  # fmt: skip
     if "ratings" not in result:
@@ -78,9 +78,11 @@ def draw_duel(result: Mapping[str, Any], folder: Path) -> None:
         letter: counts for letter in result["systems"] if (counts := against_one(result["pairs"], letter, strongest))
     }
     categories = [*result["by_category"], "all"]
+    known = told_apart(set(result["systems"].values()))
+    names = {x: f"{x.upper()}: {known[system]}" for x, system in result["systems"].items()}
     stacked_bars(
-        {name: {f"{x.upper()}: {result['systems'][x]}": parts[name] for x, parts in against.items()} for name in categories}, folder,
-        "against_strongest", title=f"against the strongest by rating, {_short(label(result['systems'][strongest]))}; {judge}",
+        {name: {names[x]: parts[name] for x, parts in against.items()} for name in categories}, folder,
+        "against_strongest", title=f"against the strongest by rating, {_short(label(names[strongest]))}; {judge}",
         words={"win": "wins", "tie": "tie", "lose": "loses"},
     )  # fmt: skip
 
@@ -89,7 +91,7 @@ def draw_judges(report: Mapping[str, Any], folder: Path) -> None:
     """win_tie_lose of several judges side by side (Fig. 10), from what `duel_report.report_duels` gives."""
     stacked_bars(
         report["by_category"], folder, "win_tie_lose",
-        title=f"{_short(label(str(report['a'])))} against {_short(label(str(report['b'])))}",
+        title=_against(str(report["a"]), str(report["b"])),
         words={"win": "A wins", "tie": "tie", "lose": "A loses"},
     )  # fmt: skip
 
@@ -105,6 +107,22 @@ def against_one(pairs: Sequence[Mapping[str, Any]], system: str, opponent: str) 
                 name: {"win": part["lose"], "tie": part["tie"], "lose": part["win"]} for name, part in parts.items()
             }
     return {}
+
+
+def told_apart(names: Collection[str]) -> dict[str, str]:
+    """Names without the folders that all paths among them begin or end with: runs/a/final, runs/b/final -> a, b."""
+    paths = {name: name.rstrip("/").split("/") for name in names if "/" in name and "://" not in name}
+    parts = list(paths.values())
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
+            for p in parts:
+                del p[end]
+    return {name: "/".join(paths.get(name, [name])) for name in names}
+
+
+def _against(a: str, b: str) -> str:
+    known = told_apart({a, b})
+    return f"{_short(label(known[a]))} against {_short(label(known[b]))}"
 
 
 def _short(name: str, most: int = 38) -> str:
