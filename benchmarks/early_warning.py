@@ -54,10 +54,16 @@ class Truth:
 
     name: str
     kind: str
-    """collapsing, healthy, or neither"""
+    """collapsing, healthy, neither, or steered: the watch itself rolled it back, so what would have become of it is not seen"""
     fall: int | None
     """first iteration of the last stretch of evaluations below 50%"""
     rows: list[dict[str, Any]]
+    arm: str = ""
+    seed: int = 0
+    end: float = math.nan
+    """mean of the last three evaluations"""
+    last: float = math.nan
+    """win rate of the last, thorough evaluation"""
 
 
 def truth(result: Result) -> Truth:
@@ -72,12 +78,16 @@ def truth(result: Result) -> Truth:
     rows = [
         {k: v for k, v in row.items() if v is not None} for row in result.stream
     ]  # null: no such number in this line
-    if end(rates) < 0.5:
+    last = float(result.endpoint["same_temperature"]["win_rate"])
+    kind, fall, curve = "neither", None, smooth(rates)[1:]
+    if result.header["identity"].get("watch.on_collapse") == "rollback":
+        kind = "steered"
+    elif end(rates) < 0.5:
         above = [i for i, rate in enumerate(rates) if rate >= 0.5]
-        return Truth(name, "collapsing", at[above[-1] + 1] if above else at[1], rows)
-    curve = smooth(rates)[1:]
-    kind = "healthy" if min(curve) >= 0.5 and max(curve) - end(rates) <= 0.05 else "neither"
-    return Truth(name, kind, None, rows)
+        kind, fall = "collapsing", at[above[-1] + 1] if above else at[1]
+    elif min(curve) >= 0.5 and max(curve) - end(rates) <= 0.05:
+        kind = "healthy"
+    return Truth(name, kind, fall, rows, result.header["arm"], result.seed, end(rates), last)
 
 
 def load(paths: Iterable[Path]) -> list[Truth]:
@@ -301,7 +311,29 @@ def runs_table(runs: Sequence[Truth], collapse: Mapping[str, int | None]) -> str
     return table(["run", "by the judge", "below 50% from iteration", "collapse alarm at"], rows)
 
 
-def build(python: str | None, tuning: Sequence[Truth], judged: Sequence[Truth]) -> tuple[str, dict[str, Any]]:
+def rollback_table(steered: Sequence[Truth], others: Sequence[Truth]) -> str:
+    """What `watch.on_collapse: rollback` made of vanilla, beside vanilla of the same seed."""
+    plain = {r.seed: r for r in others if r.arm == "vanilla"}
+    rows = []
+    for r in sorted(steered, key=lambda r: r.seed):
+        by_iteration = [(int(row["iteration"]), float(row.get("kl/coef", 0.0))) for row in r.rows]
+        raised = [str(at) for (_, before), (at, now) in itertools.pairwise(by_iteration) if now > before]
+        without = [f"{plain[r.seed].end:.1%}", f"{plain[r.seed].last:.1%}"] if r.seed in plain else ["-", "-"]
+        rows.append([str(r.seed), *without, f"{r.end:.1%}", f"{r.last:.1%}", ", ".join(raised) or "never"])
+    head = [
+        "seed",
+        "vanilla: end",
+        "last evaluation",
+        "with rollback: end",
+        "last evaluation",
+        "first iteration after each",
+    ]
+    return table(head, rows)
+
+
+def build(
+    python: str | None, tuning: Sequence[Truth], judged: Sequence[Truth], steered: Sequence[Truth] = ()
+) -> tuple[str, dict[str, Any]]:
     """The page's tables, and the same numbers as data."""
     head = ["rule", "in time", "lead, iterations", "false alarms"]
     ours = watched(judged)
@@ -340,10 +372,13 @@ def build(python: str | None, tuning: Sequence[Truth], judged: Sequence[Truth]) 
         "### Runs",
         runs_table(judged, ours["collapse"]),
     ]
+    if steered:
+        lines += ["### With rollback", rollback_table(steered, [*tuning, *judged])]
     data = {
         "scores": {rule: vars(s) for rule, s in scores.items()}, "rlwatch": chosen_settings,
         "judged": {r.name: {"kind": r.kind, "fall": r.fall, "alarm": ours["collapse"][r.name]} for r in judged},
         "tuning": [r.name for r in tuning],
+        "rollback": {r.name: {"end": r.end, "last": r.last} for r in steered},
     }  # fmt: skip
     return "\n\n".join(lines), data
 
@@ -359,11 +394,12 @@ def main() -> None:
     options = parser.parse_args()
     tuning = load(options.tuning)
     known = {r.name for r in tuning}
-    judged = load(options.judged) if options.judged else [r for r in load([RESULTS]) if r.name not in known]
+    found = load(options.judged) if options.judged else [r for r in load([RESULTS]) if r.name not in known]
+    judged, steered = ([r for r in found if (r.kind == "steered") is wanted] for wanted in (False, True))
     both = known & {r.name for r in judged}
     if both or not tuning or not judged:
         raise SystemExit(f"{len(tuning)} runs to tune on, {len(judged)} to judge, {len(both)} of them the same")
-    text, data = build(options.rlwatch, tuning, judged)
+    text, data = build(options.rlwatch, tuning, judged, steered)
     page = options.page.read_text(encoding="utf-8")
     if BEGIN not in page or END not in page:
         raise SystemExit(f"{options.page}: the marks {BEGIN!r} and {END!r} are missing")

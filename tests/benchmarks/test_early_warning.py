@@ -27,10 +27,10 @@ def load() -> ModuleType:
 ew = load()
 
 
-def result(rates: list[float], stream: list[dict[str, Any]] | None = None) -> Result:
+def result(rates: list[float], stream: list[dict[str, Any]] | None = None, **identity: Any) -> Result:
     evaluations = [{"iteration": 8 * i, "eval/win_rate": rate} for i, rate in enumerate(rates)]
-    header = {"arm": "vanilla", "seed": 2, "key": "k", "format": 2}
-    return Result(Path("x"), header, evaluations, stream or [], [], {})
+    header = {"arm": "vanilla", "seed": 2, "key": "k", "format": 2, "identity": identity}
+    return Result(Path("x"), header, evaluations, stream or [], [], {"same_temperature": {"win_rate": 0.25}})
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,16 @@ def result(rates: list[float], stream: list[dict[str, Any]] | None = None) -> Re
 def test_truth(rates: list[float], kind: str, fall: int | None) -> None:
     found = ew.truth(result(rates))
     assert (found.kind, found.fall) == (kind, fall)
+
+
+def test_a_run_that_the_watch_rolled_back_is_not_judged_but_shown_beside_vanilla() -> None:
+    rows = [{"iteration": i, "kl/coef": c} for i, c in enumerate([0.0, 0.0, 0.05, 0.05, 0.2])]
+    steered = ew.truth(result([0.5, 0.6, 0.62, 0.6, 0.58], rows, **{"watch.on_collapse": "rollback"}))
+    assert steered.kind == "steered"
+    vanilla = ew.truth(result([0.5, 0.6, 0.4, 0.3, 0.2]))
+    other = ew.Truth("x", "collapsing", 8, [], "scaling", 2, 0.1, 0.1)
+    row = ew.rollback_table([steered], [other, vanilla]).split("\n")[-1]
+    assert row == "| 2 | 30.0% | 25.0% | 60.0% | 25.0% | 2, 4 |"
 
 
 def test_score_counts_alarms_before_the_fall_and_on_healthy_runs() -> None:
