@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch.utils._pytree import tree_map
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,8 +18,10 @@ from ppomax.config import PPOConfig
 from ppomax.data.records import Dialogue, Message, Prompt
 from ppomax.models.fresh import train_tokenizer
 from ppomax.models.loading import scalar_from_causal
+from ppomax.rollout.experience import Experience
 from ppomax.train import ppo
 from ppomax.train.ppo import PPOResult, train_ppo
+from ppomax.train.ppo_update import Updater
 
 QUESTIONS = [
     "why is the sky blue", "name a red fruit", "how do I boil an egg", "is this mushroom safe to eat",
@@ -139,3 +142,37 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
     return tree_map(lambda t: t.detach().clone(), dict(model.named_parameters()))
+
+
+class Record:
+    """What a run did: fresh experience and weights of each iteration, and every minibatch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fresh: list[Experience] = []
+        self.models: list[tuple[Any, Any]] = []
+        self.minibatches: list[list[Experience]] = []
+        self.numbers: list[list[dict[str, float]]] = []
+        self._setup: Any = None
+        gather, update, prepare = ppo.gather, Updater.update, ppo.prepare
+
+        def keep_setup(*args: Any, **kwargs: Any) -> Any:
+            self._setup = prepare(*args, **kwargs)
+            return self._setup
+
+        def keep_fresh(ranks: Any, mine: Experience, total: int) -> Experience:
+            experience = gather(ranks, mine, total)
+            self.fresh.append(experience)
+            self.models.append((copy.deepcopy(self._setup.policy), copy.deepcopy(self._setup.critic)))
+            self.minibatches.append([])
+            self.numbers.append([])
+            return experience
+
+        def keep_minibatch(updater: Updater, minibatch: Experience, ptx: Any, *, policy: bool) -> dict[str, float]:
+            self.minibatches[-1].append(copy.deepcopy(minibatch))
+            numbers = update(updater, minibatch, ptx, policy=policy)
+            self.numbers[-1].append(dict(numbers))
+            return numbers
+
+        monkeypatch.setattr(ppo, "prepare", keep_setup)
+        monkeypatch.setattr(ppo, "gather", keep_fresh)
+        monkeypatch.setattr(Updater, "update", keep_minibatch)

@@ -10,66 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ppomax.config import PPOConfig
-from ppomax.data.records import Text
 from ppomax.rollout.experience import Experience
-from ppomax.train import ppo
-from ppomax.train.parallel import Ranks
-from ppomax.train.ppo_update import Updater
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ppo_tools import (
+    Record,
     byte_sum,
-    dialogues,
     lines,
     lower_share,
     make_config,
     make_critic,
     make_policy,
     make_tokenizer,
-    prompts,
     run,
     timeless,
     weights,
-)  # fmt: skip
+)
 
 # ------------------------------------------------------------------------------ a whole iteration, slowly
-
-
-class Record:
-    """What a run did: fresh experience and weights of each iteration, and every minibatch."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fresh: list[Experience] = []
-        self.models: list[tuple[Any, Any]] = []
-        self.minibatches: list[list[Experience]] = []
-        self.numbers: list[list[dict[str, float]]] = []
-        self._setup: Any = None
-        gather, update, prepare = ppo.gather, Updater.update, ppo.prepare
-
-        def keep_setup(*args: Any, **kwargs: Any) -> Any:
-            self._setup = prepare(*args, **kwargs)
-            return self._setup
-
-        def keep_fresh(ranks: Any, mine: Experience, total: int) -> Experience:
-            experience = gather(ranks, mine, total)
-            self.fresh.append(experience)
-            self.models.append((copy.deepcopy(self._setup.policy), copy.deepcopy(self._setup.critic)))
-            self.minibatches.append([])
-            self.numbers.append([])
-            return experience
-
-        def keep_minibatch(updater: Updater, minibatch: Experience, ptx: Any, *, policy: bool) -> dict[str, float]:
-            self.minibatches[-1].append(copy.deepcopy(minibatch))
-            numbers = update(updater, minibatch, ptx, policy=policy)
-            self.numbers[-1].append(dict(numbers))
-            return numbers
-
-        monkeypatch.setattr(ppo, "prepare", keep_setup)
-        monkeypatch.setattr(ppo, "gather", keep_fresh)
-        monkeypatch.setattr(Updater, "update", keep_minibatch)
 
 
 def slow_iteration(
@@ -354,156 +315,3 @@ def test_lr_0_changes_nothing(tmp_path: Path) -> None:
     for model, old in zip((result.policy, result.critic), before, strict=True):
         assert all(torch.equal(p, old[n]) for n, p in model.named_parameters())
     assert all(m["kl/ref"] == 0 and m["policy/ratio_deviation"] < 1e-6 for m in result.metrics)
-
-
-def test_critic_pretraining_freezes_the_policy_and_learns_a_constant(tmp_path: Path) -> None:
-    policy = make_policy()
-    before = weights(policy)
-    seen: list[bool] = []
-
-    def constant(prompts: list[Any], responses: list[str]) -> list[float]:
-        seen.append(all(torch.equal(p, before[n]) for n, p in policy.named_parameters()))
-        return [1.0] * len(responses)
-
-    result = run(
-        tmp_path / "run",
-        {
-            "critic": {"init": "policy", "pretrain_iterations": 25, "value_clip": None}, "critic_optim.lr": 1e-2,
-            "reward_shaping": {"normalise": False, "clip": None}, "iterations": 1, "watch.eval_prompts": 0,
-        },
-        policy=policy, reward=constant,
-    )  # fmt: skip
-    assert len(seen) == 26 and all(seen), "the policy must stay bitwise the same until pre-training is over"
-    assert not all(torch.equal(p, before[n]) for n, p in policy.named_parameters()), "and train after it"
-    critic_lines = [m for m in result.metrics if m["phase"] == "critic"]
-    assert len(critic_lines) == 25 and not any("loss/policy" in m or "lr/policy" in m for m in critic_lines)
-    assert critic_lines[-1]["loss/value"] < 0.05 * critic_lines[0]["loss/value"]
-    assert result.metrics[-1]["value/mean"] == pytest.approx(1.0, abs=0.1)
-
-
-def test_plateau_ends_pretraining(tmp_path: Path) -> None:
-    changes = {"critic": {"pretrain_iterations": 40, "pretrain_plateau": 0.5}, "critic_optim.lr": 0.0, "iterations": 1}
-    result = run(tmp_path / "run", changes, reward=lambda prompts, responses: [0.0] * len(responses))
-    assert [m["phase"] for m in result.metrics] == ["critic"] * 10 + ["policy"]
-
-
-@pytest.mark.parametrize(
-    ("losses", "done"),
-    [([1.0] * 9, False), ([1.0] * 10, True), ([2.0] * 5 + [1.0] * 5, False), ([1.0] * 5 + [0.95] * 5, True),
-     ([9.0] * 5 + [1.0] * 5 + [0.89] * 5, False), ([1.0] * 5 + [2.0] * 5, True), ([2.0 ** -i for i in range(20)], True)],
-)  # fmt: skip
-def test_plateau_rule(losses: list[float], done: bool) -> None:
-    config = make_config("unused", critic={"pretrain_iterations": 20, "pretrain_plateau": 0.1})
-    assert ppo.pretraining_done(losses, config) is done
-    off = make_config("unused", critic={"pretrain_iterations": 20})
-    assert ppo.pretraining_done(losses, off) is (len(losses) >= 20)
-
-
-def test_ptx_teaches_its_records(tmp_path: Path) -> None:
-    changes = {"ptx": {"coef": 1.0, "data": ["memory"], "batch_ratio": 0.3}, "iterations": 12, "policy_optim.lr": 1e-2}
-    result = run(tmp_path / "run", {**changes, "kl.coef": 0.0}, ptx=dialogues())
-    losses = [m["loss/ptx"] for m in result.metrics]
-    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-    without = run(tmp_path / "other", {**changes, "kl.coef": 0.0, "ptx.coef": 1e-9}, ptx=dialogues())
-    losses = [m["loss/ptx"] for m in without.metrics]
-    assert sum(losses[-3:]) > 0.9 * sum(losses[:3])
-
-
-# --------------------------------------------------------------------------------- watch, memory, several rewards
-
-
-def test_watched_prompts_are_fixed_and_never_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Record(monkeypatch)
-    changes = {"iterations": 5, "watch": {"eval_prompts": 3, "every": 2}, "critic.pretrain_iterations": 1}
-    run(tmp_path / "run", changes, prompts=[*prompts(13), *prompts(13)])
-    samples = lines(tmp_path / "run" / "samples.jsonl")
-    assert [(s["iteration"], s["update"]) for s in samples[::3]] == [(1, 0), (3, 4), (5, 8), (6, 10)]
-    asked = [s["prompt"][0]["content"] for s in samples]
-    assert asked == asked[:3] * 4 and len(set(asked)) == 3
-    trained = {tuple(e.ids[b, : e.prompt_lengths[b]].tolist()) for e in record.fresh for b in range(len(e))}
-    tokenizer = make_tokenizer()
-    for question in asked:
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
-        assert tuple(ids["input_ids"] if hasattr(ids, "keys") else ids) not in trained
-    assert len(trained) == 10
-    for s in samples:
-        assert s["score"] == pytest.approx(byte_sum([None], [s["response"]])[0], rel=1e-6)
-        assert 1 <= s["length"] <= 6 and len(s["pieces"]) == len(s["token_kl"]) == s["length"]
-        assert sum(s["token_kl"]) == pytest.approx(s["kl"], abs=6e-3), "to 3 digits each"
-    assert all(abs(s["kl"]) < 1e-5 for s in samples[:3]) and any(abs(s["kl"]) > 1e-2 for s in samples[-3:])
-
-
-def test_several_rewards_and_metadata(tmp_path: Path) -> None:
-    def number(prompts: list[Any], responses: list[str], number: list[int]) -> list[float]:
-        return [float(n) for n in number]
-
-    result = run(tmp_path / "run", {"iterations": 1}, reward=[byte_sum, number])
-    m = result.metrics[0]
-    assert m["reward/mean"] == pytest.approx(m["reward/source/byte_sum"] + m["reward/source/number"], rel=1e-6)
-    assert m["reward/source/number"] > 0
-
-
-def test_critic_from_a_reward_model_in_memory_is_a_copy(tmp_path: Path) -> None:
-    model = make_critic(5)
-    before = weights(model)
-    result = run(tmp_path / "run", {"critic.init": "reward"}, reward=[(model, make_tokenizer())])
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "the reward model is frozen"
-    assert not all(torch.equal(p, before[n]) for n, p in result.critic.named_parameters())
-    alone = run(tmp_path / "alone", {"critic.init": "reward"}, reward=make_critic(5))
-    assert timeless(alone.metrics) == timeless(result.metrics)
-    shared = make_critic(5)
-    run(tmp_path / "shared", {}, reward=(shared, make_tokenizer()), critic=shared)
-    assert all(torch.equal(p, before[n]) for n, p in shared.named_parameters())
-
-
-def test_a_reference_that_is_the_policy_itself_stays_frozen(tmp_path: Path) -> None:
-    policy = make_policy()
-    result = run(tmp_path / "run", {}, policy=policy, reference=policy)
-    assert timeless(result.metrics) == timeless(run(tmp_path / "other", {}).metrics)
-    assert result.metrics[-1]["kl/ref"] != 0
-
-
-def test_every_iteration_draws_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prompt, weights that stand still: the answers differ within and between iterations."""
-    record = Record(monkeypatch)
-    still = {"policy_optim.lr": 0.0, "critic_optim.lr": 0.0, "watch.eval_prompts": 0}
-    run(tmp_path / "run", still, prompts=prompts(1))
-    answers = [tuple(r) for e in record.fresh for r in e.responses()]
-    assert len(answers) == 16 and len(set(answers)) > 12
-
-
-def test_ptx_trains_on_assistant_tokens_only(tmp_path: Path) -> None:
-    config = make_config(tmp_path, ptx={"coef": 1.0}, critic={"init": "policy"})
-    talk = [*dialogues()[:2], Text("a river")]
-    setup = ppo.prepare(
-        config, Ranks(), policy=make_policy(), tokenizer=make_tokenizer(), reward=byte_sum, prompts=prompts(), ptx=talk
-    )
-    tokenizer = make_tokenizer()
-    trained = [tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m]) for ids, mask in setup.ptx]
-    assert trained == ["it is red<|end|>", "I do not know<|end|>", "a river<|end|>"]
-    assert all(not mask[0] for _, mask in setup.ptx)
-
-
-def test_another_reference(tmp_path: Path) -> None:
-    result = run(tmp_path / "run", {}, reference=make_policy(9))
-    assert result.metrics[0]["kl/ref_k3"] > 0.1
-
-
-def test_runs_repeat_and_seeds_differ(tmp_path: Path) -> None:
-    one, two, other = (run(tmp_path / n, {"seed": s}, report=n == "a") for n, s in (("a", 1), ("b", 1), ("c", 2)))
-    assert "</html>" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
-    assert timeless(one.metrics) == timeless(two.metrics) != timeless(other.metrics)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "final")
-    assert all(torch.equal(p, dict(found.named_parameters())[n]) for n, p in one.policy.named_parameters())
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a" / "final")
-    assert tokenizer.chat_template == make_tokenizer().chat_template
-    card = (tmp_path / "a" / "final" / "README.md").read_text(encoding="utf-8")
-    assert "reward/mean" in card and "kl:" in card
-
-
-def test_micro_batches_affect_memory_only(tmp_path: Path) -> None:
-    one = run(tmp_path / "one", {"micro_batch_tokens": 1, "sampling.batch_size": 3})
-    two = run(tmp_path / "two", {"micro_batch_tokens": 10_000})
-    for a, b in zip(timeless(one.metrics), timeless(two.metrics), strict=True):
-        assert a.pop("phase") == b.pop("phase")
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
