@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ppomax.commands.duel_tables import agreement_table, ratings_table, table
+from ppomax.commands.duel_tables import agreement_table, ratings_table, table, votes_table
 from ppomax.commands.stage import sort_words
 from ppomax.evaluate.duel import DuelConfig, run_duel
 from ppomax.evaluate.duel_report import DuelReportConfig, report_duels
@@ -24,7 +24,8 @@ def report_main(words: list[str]) -> int:
     if "--print-config" in given.switches:
         print(dump_yaml(config), end="")
         return 0
-    print(agreement_table(report_duels(config)))
+    report = report_duels(config)
+    print(votes_table(report) if "files" in report else agreement_table(report))
     if config.output_dir:
         print(f"written to {config.output_dir}")
     return 0

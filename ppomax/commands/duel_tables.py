@@ -188,6 +188,39 @@ def agreement_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def votes_table(report: Mapping[str, Any]) -> str:
+    """Agreement in published files of votes for a terminal: a line for each two kinds of judges in each part."""
+    lines = []
+    for place, file in report["files"].items():
+        why = "".join(f", {n} rows left out: {reason}" for reason, n in file["without"].items())
+        lines.append(f"{place}: {file['votes']} votes{why}")
+    for kind, k in report["kinds"].items():
+        lines.append(
+            f"{kind}: {k['votes']} votes on {k['pairs']} pairs of answers, judges: {k['judges']}, ties {k['ties']:.1%}"
+        )
+    head = ("", "", "votes", "agreement, ties count", "votes", "where both decide", "a tie is half", "kappa")
+    rows: list[tuple[str, ...]] = [head]
+    for name, part in report["parts"].items():
+        for p in part["pairs"]:
+            rows.append((
+                name, f"{p['one']} - {p['other']}", str(p["votes"]), _interval(p["agreement"]), str(p["votes_decided"]),
+                _interval(p["agreement_decided"]), _interval(p["agreement_half"]), _interval(p["kappa"], False),
+            ))  # fmt: skip
+    lines += ["", *_columns(rows), ""]
+    lines += [
+        f"{name}: Krippendorff's alpha of all votes: nominal {_interval(part['alpha_nominal'], False)}, "
+        f"ordinal {_interval(part['alpha_ordinal'], False)}"
+        for name, part in report["parts"].items()
+    ]
+    everywhere = report["parts"].get("all") or next(iter(report["parts"].values()))
+    if same := sum(p["same_judge"] for p in everywhere["pairs"]):
+        lines.append(f"left out: {same} pairs of votes in which one judge meets itself")
+    lines.append(
+        "votes: pairs of votes on the same pair of answers; ties count: MT-Bench's setup S1; both decide: its S2"
+    )
+    return "\n".join(lines)
+
+
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -20,6 +20,7 @@ from ppomax.config import Section
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import Floats, agreement_report
 from ppomax.evaluate.categories import label
+from ppomax.evaluate.votes import is_votes, report_votes
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import plain
 
@@ -29,14 +30,14 @@ Identity = tuple[str, str, str]
 
 
 class DuelReportConfig(Section):
-    """Agreement between the judges of several finished duels of the same two sides."""
+    """Agreement between the judges of several finished duels of the same two sides, or of published files of votes."""
 
-    duels: list[str] = Field(min_length=2)
-    """directories of finished duels"""
+    duels: list[str] = Field(min_length=1)
+    """directories of finished duels; or files of votes (MT-Bench's human judgements, AlpacaEval's annotations), one or more"""
     pair: str = Field("ab", pattern="^[a-z]{2}$")
     """letters of the two sides that are reported, of duels of more than two; the same in all duels"""
     output_dir: str | None = None
-    """folder for agreement.json and the figures agreement and win_tie_lose (PNG and SVG); null: the table only"""
+    """folder for agreement.json and, of duels, the figures agreement and win_tie_lose (PNG, SVG); null: the table only"""
     seed: int = 0
     """of the bootstrap over prompts"""
     resamples: int = Field(1000, ge=100)
@@ -106,7 +107,18 @@ def read_duel(place: str, pair: str = "ab") -> FinishedDuel:
 
 
 def report_duels(config: DuelReportConfig) -> dict[str, Any]:
-    """What agreement.json says: `agreement_report`'s figures, and of each judge its place, what was left out, position."""
+    """What agreement.json says: `agreement_report`'s figures, and of each judge its place, what was left out, position.
+
+    Of files of votes: what `votes.report_votes` gives.
+    """
+    of_votes = [is_votes(place) for place in config.duels]
+    if all(of_votes):
+        return _report_votes(config)
+    if any(of_votes):
+        place = config.duels[of_votes.index(True)]
+        raise UserError(f"duels: {place} is a file of votes, others are finished duels: give one kind or the other")
+    if len(config.duels) < 2:
+        raise UserError(f"duels: at least 2 needed, one is given: {config.duels[0]}")
     duels = [read_duel(place, config.pair) for place in config.duels]
     common = [i for i in duels[0].outcomes if all(duel.outcome(i) is not None for duel in duels[1:])]
     if not common:
@@ -143,6 +155,18 @@ def report_duels(config: DuelReportConfig) -> dict[str, Any]:
             for suffix in SUFFIXES:
                 agreement_matrix(report, folder / f"agreement.{suffix}")
             draw_judges(report, folder)
+        except OSError as error:
+            raise UserError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from None
+    return report
+
+
+def _report_votes(config: DuelReportConfig) -> dict[str, Any]:
+    report = dict(plain(report_votes(config.duels, seed=config.seed, resamples=config.resamples)))
+    if config.output_dir:
+        folder = Path(config.output_dir).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "agreement.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from None
     return report

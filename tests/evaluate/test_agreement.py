@@ -139,7 +139,7 @@ def test_an_undefined_share_is_nan() -> None:
 
 def test_length_bias_by_hand() -> None:
     # longer: A wins (1), A ties (.5), B wins = A loses with the shorter (1), A wins with the shorter (0), equal, missing
-    found = length_bias([1, 0, -1, 1, 1, NAN], [9, 9, 1, 1, 5, 9], [1, 1, 9, 9, 5, 1], resamples=100)
+    found = length_bias([1, 0, -1, 1, -1, NAN], [9, 9, 1, 1, 5, 9], [1, 1, 9, 9, 5, 1], resamples=100)
     assert found["unequal"] == 4 and found["longer_wins"]["value"] == pytest.approx(2.5 / 4)
     liking = length_bias([1, -1] * 50, [9, 1] * 50, [1, 9] * 50, resamples=100)
     assert liking["longer_wins"] == {"value": 1.0, "low": 1.0, "high": 1.0} and liking["slope"]["low"] > 1
