@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from ppomax.data.sources import _open_source, load_mixture
 from ppomax.errors import UserError
 from ppomax.evaluate.encoder_reward import EncoderReward, is_encoder, question_text
 from ppomax.evaluate.reward_model import accuracy, answer_text, evaluate_pairs, most_confidently_wrong, wilson
+from ppomax.evaluate.subsets import by_subset
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_scalar_model, load_tokenizer
 from ppomax.options import dump_yaml
@@ -74,28 +74,6 @@ class EvaluateConfig(Section):
 
 
 # ------------------------------------------------------------------------------------------ statistics
-
-
-def mean_over(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Unweighted mean of accuracies {accuracy, interval}, with a 95% interval: RewardBench's average over subsets.
-
-    The interval joins the Wilson intervals of the parts (Zou and Donner 2008, "MOVER"): mean -/+ the root of the summed
-    squares of their one-sided widths, over the number of parts.
-    """
-    values = [part["accuracy"] for part in parts]
-    mean = sum(values) / len(values)
-    below = math.sqrt(sum((part["accuracy"] - part["interval"][0]) ** 2 for part in parts)) / len(parts)
-    above = math.sqrt(sum((part["interval"][1] - part["accuracy"]) ** 2 for part in parts)) / len(parts)
-    return {"accuracy": mean, "interval": [max(0.0, mean - below), min(1.0, mean + above)], "n": len(parts)}
-
-
-def by_subset(gaps: np.ndarray, subsets: Sequence[str | None]) -> dict[str, Any] | None:
-    """Accuracy of each subset and the mean over them; None where no pair names one. ``without``: pairs that name none."""
-    names = sorted({name for name in subsets if name is not None})
-    if not names:
-        return None
-    parts = {name: accuracy(gaps[[s == name for s in subsets]]) for name in names}
-    return {"by_subset": parts, "mean": mean_over(list(parts.values())), "without": subsets.count(None)}
 
 
 def correlation(x: np.ndarray, y: np.ndarray, *, ranks: bool = False) -> float | None:
@@ -183,6 +161,9 @@ def score_by_encoder(
     with ProgressLine(f"scoring by {name}", len(mine), quiet=not ranks.is_main) as bar:
         scores = encoder(mine, config.micro_batch_tokens, bf16=config.precision == "bf16", step=bar.step)
     found = np.asarray(ranks.collect(scores), dtype=np.float64).reshape(-1, 2)
+    if not np.isfinite(found).all():  # asked after the exchange, so that all ranks stop together
+        broken = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+        raise UserError(f"{name}: a reward is not a finite number at {pairs[broken].origin}: the model is broken")
     return found[:, 0], found[:, 1], sum(ranks.collect([encoder.truncated]))
 
 

@@ -161,6 +161,9 @@ def _parts(found: Mapping[str, Any]) -> dict[str, Any]:
     if found["subsets"]:
         rows |= {f"subset {name}": part for name, part in found["subsets"]["by_subset"].items()}
         rows["mean over subsets"] = found["subsets"]["mean"]
+        rows |= {f"RewardBench {name}": part for name, part in found["subsets"].get("sections", {}).items()}
+        if "score" in found["subsets"]:
+            rows["RewardBench, mean of sections"] = found["subsets"]["score"]
     return rows
 
 

@@ -124,3 +124,15 @@ def test_others_are_no_encoders(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=30, **{**SMALL, "num_labels": 3})
     BertForSequenceClassification(config).save_pretrained(tmp_path / "three")
     assert not is_encoder(str(tmp_path / "three"))  # which is then refused for its labels
+
+
+def test_a_broken_encoder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reward that is no number would count as wrong."""
+    place = save(tmp_path / "rm", "bert")
+    network = AutoModelForSequenceClassification.from_pretrained(place)
+    network.classifier.bias.data.fill_(float("nan"))
+    network.save_pretrained(place)
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "which is best ?", "chosen": "a", "rejected": "b"}) + "\n")
+    assert main(["evaluate", place, "--data", str(data)]) == 2
+    assert "a reward is not a finite number at" in capsys.readouterr().err

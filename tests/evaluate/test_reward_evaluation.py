@@ -17,12 +17,11 @@ from ppomax.errors import UserError
 from ppomax.evaluate.reward_evaluation import (
     EvaluateConfig,
     agreement,
-    by_subset,
     correlation,
     describe,
-    mean_over,
     run_evaluation,
 )
+from ppomax.evaluate.subsets import REWARD_BENCH, by_subset, mean_over
 from ppomax.models.fresh import train_tokenizer
 from ppomax.pipeline import read_pipeline, run_pipeline
 from ppomax.report.reward_page import names_of, verdict
@@ -113,6 +112,36 @@ def test_mean_over_subsets_covers_the_truth() -> None:
         low, high = found["mean"]["interval"]
         hits += low <= np.mean(truth) <= high
     assert 930 <= hits <= 975
+
+
+def test_reward_bench_sections_and_score_by_hand() -> None:
+    """Pairs count alike in a section (Chat: 3 of 5); math counts as much as all code ((1/2 + 3/4) / 2)."""
+    right = {
+        "alpacaeval-easy": (3, 4), "mt-bench-med": (0, 1), "mt-bench-hard": (1, 2), "donotanswer": (1, 1),
+        "math-prm": (1, 2), "hep-cpp": (1, 1), "hep-rust": (2, 3),
+    }  # fmt: skip
+    names = [name for name, (_, n) in right.items() for _ in range(n)]
+    gaps = np.concatenate([np.repeat([1.0, -1.0], [k, n - k]) for k, n in right.values()])
+    got = by_subset(gaps, names)
+    assert got is not None and set(got["sections"]) == set(REWARD_BENCH)
+    sections = {name: (part["accuracy"], part["n"]) for name, part in got["sections"].items()}
+    assert sections["Chat"] == (pytest.approx(3 / 5), 5) and sections["Chat Hard"] == (pytest.approx(1 / 2), 2)
+    assert sections["Safety"] == (1.0, 1) and sections["Reasoning"] == (pytest.approx((1 / 2 + 3 / 4) / 2), 6)
+    assert got["score"]["accuracy"] == pytest.approx((3 / 5 + 1 / 2 + 1 + 5 / 8) / 4)
+    assert sum(len(subsets) for subsets in REWARD_BENCH.values()) == 23
+    without_one = by_subset(gaps[:7], names[:7])
+    assert (
+        without_one is not None and set(without_one["sections"]) == {"Chat", "Chat Hard"} and "score" not in without_one
+    )
+    others = by_subset(np.ones(2), ["math-prm", "mine"])
+    assert others is not None and "sections" not in others
+
+
+def test_a_weighted_mean_by_hand() -> None:
+    parts = [{"accuracy": 0.6, "interval": [0.2, 0.8]}, {"accuracy": 1.0, "interval": [0.5, 1.0]}]
+    got = mean_over(parts, [3, 1])
+    assert got["accuracy"] == pytest.approx(0.7)
+    assert got["interval"] == pytest.approx([0.7 - (0.3**2 + 0.125**2) ** 0.5, 0.7 + 0.15])
 
 
 def test_subsets_weigh_alike_whatever_their_size() -> None:

@@ -197,8 +197,8 @@ def test_numbers_as_text_in_csv(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_of_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alpaca = {"instruction": "q", "output_1": "a", "output_2": "b"}
-    for rows, message in (
+    alpaca: dict[str, Any] = {"instruction": "q", "output_1": "a", "output_2": "b"}
+    cases: list[tuple[list[dict[str, Any]], str]] = [
         ([{"text": "a"}], "v.jsonl:1: not a vote"),
         ([mt_bench("e", "draw")], "winner: 'draw' is none of model_a, model_b"),
         ([{"winner": "tie", "model_a": "x", "model_b": "y", "question_id": 1}], "v.jsonl:1: judge: is missing"),
@@ -206,7 +206,8 @@ def test_what_is_no_file_of_votes(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([alpaca | {"preference": 2}, alpaca | {"preference": 3}], "v.jsonl:2: preference: 3 is no number from 1"),
         ([alpaca | {"preference": 2}, alpaca | {"preference": True}], "preference: True is no number"),
         ([mt_bench("e", "tie")], "no two votes in"),
-    ):
+    ]
+    for rows, message in cases:
         assert main(["duel", "report", write(tmp_path / "v.jsonl", rows)]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="others are finished duels"):
