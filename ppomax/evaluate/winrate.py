@@ -69,7 +69,9 @@ def outcomes_from_scores(scores_a: Numbers, scores_b: Numbers, band: float = 0.0
     if not band >= 0:
         raise ValueError(f"the tie band must be at least 0, not {band}")
     difference = a - b
-    return np.where(np.abs(difference) <= band, 0, np.sign(difference)).astype(np.int8)
+    # of 0.4 and 0.3 the difference is no more than 0.1, whatever rounding makes of it
+    rounding = 4 * np.finfo(np.float64).eps * np.maximum(np.abs(a), np.abs(b)) if band > 0 else 0.0
+    return np.where(np.abs(difference) <= band + rounding, 0, np.sign(difference)).astype(np.int8)
 
 
 def tie_band(scores_a: Numbers, scores_b: Numbers, width: float, unit: TieUnit = "std") -> float:

@@ -198,7 +198,7 @@ def test_report_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert pairs["people", "llm:m"]["decided"] == 4 and pairs["people", "llm:m"]["agreement_decided"]["value"] == 0.5
     llm = report["judges"]["llm:m"]
     assert (llm["without_verdict"], llm["judged"], llm["position"]) == (1, 5, position)
-    assert llm["length"]["longer_wins"]["value"] == pytest.approx(2 / 5)
+    assert llm["length"]["longer_wins"]["value"] == llm["win_rate"]["value"] == pytest.approx(2 / 5)  # of those judged
     assert report["judges"]["rm"]["left_out"] == 1 and report["judges"]["people"]["position"] is None
     assert "J2 = llm:m" in shown and "75.0% [60.0%, 90.0%]" in shown and "Krippendorff" in shown
     assert (tmp_path / "out" / "agreement.png").stat().st_size > 5000

@@ -194,7 +194,7 @@ def test_models_are_drawn_once_and_a_killed_duel_goes_on(
 
 def test_choice_and_its_kl_by_hand() -> None:
     assert kl_bound(1) == 0 and kl_bound(2) == pytest.approx(0.19314718) and kl_bound(16) == pytest.approx(1.83508872)
-    drawn = [Answer(({"role": "user", "content": q},), r) for q, r in zip("ppppqqqq", "abbbcdec", strict=True)]
+    drawn = [Answer(({"role": "user", "content": q},), r) for q, r in zip("ppppqqqq", "abbbcded", strict=True)]
     scores = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 2.0, "e": 0.0}
     chosen, best, about = choose(drawn, 4, lambda answers: [scores[a.response] for a in answers], quiet=True)
     assert chosen == [drawn[1], drawn[4]] and best == [3.0, 2.0]  # of equal ones the first

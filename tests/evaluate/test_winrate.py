@@ -43,6 +43,23 @@ def test_no_band_ties_only_equal_scores() -> None:
     assert outcomes_from_scores([1.0, 1.0, 1.0], [1.0, 1.0 - 1e-12, 1.0 + 1e-12]).tolist() == [0, 1, -1]
 
 
+def test_rounding_does_not_decide_at_the_edge_of_the_band() -> None:
+    """0.4 - 0.3 is 0.10000000000000003 to a computer, and still no more than 0.1."""
+    tenths = [i / 10 for i in range(-30, 31)]
+    for band in (0.1, 0.3):
+        steps = round(band * 10)
+        found = outcomes_from_scores(tenths[steps:], tenths[: len(tenths) - steps], band)
+        assert found.tolist() == [0] * (len(tenths) - steps)
+    assert outcomes_from_scores([0.4 + 1e-9], [0.3], 0.1).tolist() == [1]
+
+
+def test_the_longer_answer_that_wins_has_a_positive_slope() -> None:
+    result = summarise(np.array([1, 1, 1, -1, 1, -1]), [9, 8, 9, 2, 7, 3], [1, 2, 3, 9, 1, 3], resamples=100)
+    assert (
+        result["length_controlled"]["slope"] > 1 and result["length_controlled"]["value"] < result["win_rate"]["value"]
+    )
+
+
 @pytest.mark.parametrize(
     ("a", "b", "band"), [([1.0], [1.0, 2.0], 0.0), ([math.nan], [1.0], 0.0), ([1.0], [2.0], -1.0), ([1.0], [2.0], math.nan)]
 )  # fmt: skip
