@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppomax.evaluate.duel_figures import draw_judges, told_apart
+from ppomax.evaluate.duel_figures import against_one, draw_judges, told_apart
 
 
 def test_names_lose_the_folders_that_all_share() -> None:
@@ -25,3 +25,14 @@ def test_judges_side_by_side_are_drawn_by_their_short_names(tmp_path: Path) -> N
     for name in ("ppo against sft", "world  (n = 4)", "reward  (n = 4)", "second  (n = 4)"):
         assert f"<!-- {name} -->" in drawn
     assert (tmp_path / "win_tie_lose.png").stat().st_size > 5000
+
+
+def test_the_second_of_a_pair_loses_what_the_first_wins() -> None:
+    part = {"win": 3, "tie": 1, "lose": 2}
+    pairs = [
+        {"one": "a", "other": "b", "overall": part, "by_category": {"helpful en": {"win": 1, "tie": 0, "lose": 0}}}
+    ]
+    assert against_one(pairs, "a", "b")["all"] == part
+    assert against_one(pairs, "b", "a")["all"] == {"win": 2, "tie": 1, "lose": 3}
+    assert against_one(pairs, "b", "a")["helpful en"] == {"win": 0, "tie": 0, "lose": 1}
+    assert against_one(pairs, "a", "a") == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -360,6 +362,19 @@ def test_position_bias_by_hand() -> None:
     assert found["first_when_flipped"]["value"] == pytest.approx(2 / 3)
     # first shown preferred: 1 + 1 + 2 + 2 + 0 + 1 of 11 verdicts that are no ties
     assert found["preferred_first"]["value"] == pytest.approx(7 / 11)
+
+
+def test_what_two_orders_make_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A win takes both orders: a verdict beside a tie, against the other, or beside none at all is a tie."""
+    judge = make(tmp_path, SimpleNamespace(url="http://127.0.0.1:9/v1"))
+    words = ("a", "b", "tie", "malformed")
+    for ab, ba in itertools.product(words, words):
+        monkeypatch.setattr(judge, "_ask", lambda questions: None)
+        monkeypatch.setattr(judge, "_verdict", lambda question, said=(ab, ba): said[question.order == "ba"])
+        prompt = ({"role": "user", "content": "q"},)
+        (row,) = judge.verdicts([Answer(prompt, "x")], [Answer(prompt, "y")])  # type: ignore[arg-type]
+        assert row["outcome"] == {("a", "a"): 1, ("b", "b"): -1}.get((ab, ba), 0)
+        assert row["valid"] == ("malformed" not in (ab, ba))
 
 
 def test_names_of_judges() -> None:
