@@ -20,7 +20,7 @@ from ppomax.options import resolve
 
 Settings = dict[str, Any]
 LAB = Path("lab")
-CLAIM_FILE = re.compile(r"C([1-9][0-9]*)\.yaml")
+CLAIM_FILE = re.compile(r"C([1-9][0-9]*)([a-z]?)\.yaml")
 
 
 class StartConfig(Section):
@@ -139,6 +139,8 @@ class Claim(Section):
     """null: common.yaml's"""
     seeds: int = Field(3, ge=1)
     """how many of the counted seeds are run"""
+    own_seeds: list[int] = Field([])
+    """counted seeds of its own, where a claim is tried again with other settings; empty: common.yaml's"""
     arms: dict[str, Arm] = Field(min_length=1)
     """name -> arm"""
     metrics: list[str] = Field(["eval/win_rate", "eval/reward", "eval/kl_k3", "eval/length"], min_length=1)
@@ -160,8 +162,8 @@ def read_claims(folder: Path, common: Common) -> dict[str, Claim]:
     """All claims of a folder by name, in the order of their numbers; every arm's base and variant must exist."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: run this in the repository, or name the claims' folder with --lab DIR")
-    files = [(int(m[1]), path) for path in folder.iterdir() if (m := CLAIM_FILE.fullmatch(path.name))]
-    claims = {path.stem: resolve(Claim, yaml_path=str(path)) for _, path in sorted(files)}
+    files = [(int(m[1]), m[2], path) for path in folder.iterdir() if (m := CLAIM_FILE.fullmatch(path.name))]
+    claims = {path.stem: resolve(Claim, yaml_path=str(path)) for *_, path in sorted(files)}
     if not claims:
         raise UserError(f"{folder}: no claim in it (C1.yaml and its like)")
     for name, claim in claims.items():
@@ -179,7 +181,7 @@ def choose(claims: Mapping[str, Claim], names: Sequence[str]) -> list[str]:
     """The named claims (``C1``, ``c1`` or ``1``; none: all), in order."""
     wanted: set[str] = set()
     for name in names:
-        full = name.upper() if name.upper().startswith("C") else f"C{name}"
+        full = f"C{name.lower().removeprefix('c')}"
         _known(full, claims, "claim")
         wanted.add(full)
     return [name for name in claims if name in wanted or not names]

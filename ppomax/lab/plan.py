@@ -118,7 +118,8 @@ class Planner:
         """Claim -> arm -> seed -> run, for the chosen claims; an identical run of several claims is one object.
 
         ``claims`` are all there are: they decide which runs are shared, whatever is chosen. ``seeds``: instead of the
-        claims' own. Where the start is given, arms that need more than was given are left out (``left_out``).
+        claims' own; a claim with seeds of its own takes as many of these for counted ones. Where the start is given,
+        arms that need more than was given are left out (``left_out``).
         """
         self.left_out = []
         serves: dict[str, list[str]] = {}  # key with the first seed -> claims
@@ -144,7 +145,7 @@ class Planner:
             for arm in self.arms(claims[name]):
                 if (name, arm) not in first:
                     continue
-                for seed in (seeds if seeds is not None else self.seeds(claims[name]))[: claims[name].arms[arm].seeds]:
+                for seed in self.seeds(claims[name], seeds)[: claims[name].arms[arm].seeds]:
                     run = self.run(name, claims[name], arm, seed)
                     run.claims, run.arm = serves[first[name, arm]], names[first[name, arm]]
                     out.setdefault(name, {}).setdefault(arm, {})[seed] = made.setdefault(run.key, run)
@@ -153,8 +154,12 @@ class Planner:
     def arms(self, claim: Claim) -> list[str]:
         return list(claim.fast.arms) if self.mode.fast else list(claim.arms)
 
-    def seeds(self, claim: Claim) -> list[int]:
-        return self.common.seeds[: self.common.fast.seeds if self.mode.fast else claim.seeds]
+    def seeds(self, claim: Claim, asked: Sequence[int] | None = None) -> Sequence[int]:
+        counted = claim.own_seeds or self.common.seeds
+        if asked is None:
+            return counted[: self.common.fast.seeds if self.mode.fast else claim.seeds]
+        own = bool(claim.own_seeds) and set(asked) <= set(self.common.seeds)
+        return counted[: len(asked)] if own else asked
 
     def next_seed(self, seed: int) -> int:
         """The counted seeds follow one another in a circle; others go up."""

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lab_tools import CLAIMS, COMMON
 
 from ppomax.errors import UserError
-from ppomax.lab.claims import Claim, Common, overlay, read_claims, read_common
+from ppomax.lab.claims import Claim, Common, choose, overlay, read_claims, read_common
 from ppomax.lab.plan import Mode, Planner, Run, placed, start_pipelines
 from ppomax.lab.verdicts import check_rule
 
@@ -94,6 +94,15 @@ def test_arms_of_several_claims_are_one_run() -> None:
     assert alone["C2"]["plain"][2].name == found["C1"]["vanilla"][2].name, "whatever is chosen"
 
 
+def test_seeds_of_a_claims_own() -> None:
+    """For counted seeds; development seeds are the same for all."""
+    p, found = planner(), claims()
+    found["C2"] = found["C2"].model_copy(update={"own_seeds": [7, 8, 9]})
+    assert list(p.runs(found, ["C2"])["C2"]["plain"]) == [7]
+    assert list(p.runs(found, ["C2"], [1, 2])["C2"]["plain"]) == [7, 8]
+    assert list(p.runs(found, ["C2"], [101])["C2"]["plain"]) == [101]
+
+
 def test_the_next_seed() -> None:
     p = planner()
     assert [p.next_seed(s) for s in (1, 2, 101)] == [2, 1, 102]
@@ -139,17 +148,22 @@ def test_mistakes_are_named() -> None:
 
 
 def test_the_claims_of_the_repository() -> None:
-    """All seventeen are there, their rules name what exists, and every arm resolves."""
+    """All seventeen and a second try are there, their rules name what exists, and every arm resolves."""
     common = read_common(ROOT / "lab" / "common.yaml")
     found = read_claims(ROOT / "lab", common)
-    assert list(found) == [f"C{i}" for i in range(1, 18)]
+    assert list(found) == ["C1", "C1b", *(f"C{i}" for i in range(2, 18))]
     for name, claim in found.items():
         check_rule(name, claim)
         assert claim.rule.seeds <= claim.seeds <= len(common.seeds)
-        assert claim.fast.arms
-    for fast in (False, True):
-        runs = Planner(common, Mode(fast=fast)).runs(found, list(found), [1])
-        assert list(runs) == list(found)
+        assert claim.own_seeds or claim.fast.arms
+        assert not set(claim.own_seeds) & {1, *common.seeds}, "a second try is counted on seeds that nobody has seen"
+    runs = Planner(common, Mode(fast=True)).runs(found, list(found), [1])
+    assert list(runs) == [name for name in found if name != "C1b"]
+    runs = Planner(common, Mode()).runs(found, list(found), [1])
+    assert list(runs) == list(found)
+    first, second = found["C1"].rule, found["C1b"].rule
+    names = {"arm": "", "steady": "", "beside": []}
+    assert {**first.thresholds, **names} == {**second.thresholds, **names} and first.function == second.function
     shared = runs["C1"]["vanilla"][1]
     assert shared.config.preset == "vanilla"
     assert shared.config.kl.coef == 0
@@ -161,3 +175,7 @@ def test_dashes_and_unknown_names(tmp_path: Path) -> None:
         read_claims(tmp_path / "x", planner().common)
     with pytest.raises(UserError, match="no claim in it"):
         read_claims(tmp_path, planner().common)
+    found = {"C1": claims()["C1"], "C1b": claims()["C2"], "C2": claims()["C2"]}
+    assert choose(found, ["c1B", "2"]) == ["C1b", "C2"] and choose(found, []) == list(found)
+    with pytest.raises(UserError, match="claim: unknown name 'C1c'; did you mean C1"):
+        choose(found, ["C1c"])
