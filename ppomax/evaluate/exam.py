@@ -38,6 +38,7 @@ from ppomax.evaluate.exam_files import LETTERS, Exam, Question, first_of_each, l
 from ppomax.evaluate.exam_form import HEADLINE, MEASURES, best_choice, choice_texts
 from ppomax.evaluate.exam_scoring import encode, log_likelihoods
 from ppomax.evaluate.reward_model import wilson
+from ppomax.evaluate.subsets import mean_over
 from ppomax.evaluate.text_loss import summarise_losses, text_losses, text_windows
 from ppomax.evaluate.winrate import sign_test
 from ppomax.models.loading import load_causal_lm, load_tokenizer
@@ -154,9 +155,23 @@ def _paper(config: ExamConfig, ranks: Ranks) -> Paper:
         lines += paper.tasks.lines()
     elif config.task_folder is not None:
         raise UserError("task_folder: acts with tasks only: name those that shall be sat, --tasks NAME")
+    if (fewer := _fewer_examples(paper, config.shots)) is not None:
+        lines.append(fewer)
     for line in lines if ranks.is_main else []:
         print(line, file=sys.stderr, flush=True)
     return paper
+
+
+def _fewer_examples(paper: Paper, shots: int) -> str | None:
+    """What to say of questions of files whose subject has fewer examples than ``shots``; None where there are none."""
+    held = [len(paper.exam.examples.get((q.data, q.subject), [])) for q in paper.questions]
+    fewer = [n for n in held if n < shots]
+    if not fewer:
+        return None
+    return (
+        f"{len(fewer)} of {len(held)} questions have fewer than {shots} examples of their subject "
+        f"(the least: {min(fewer)}), and get those alone"
+    )
 
 
 def _result(config: ExamConfig, paper: Paper, sat: dict[str, Sat]) -> dict[str, Any]:
@@ -278,7 +293,11 @@ def _check(name: str, rows: Sequence[dict[str, Any]], room: int | None, ranks: R
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Overall, by category, by subject and by data: n, chance and, for each measure, accuracy with a 95% Wilson interval."""
+    """Overall, by category, by subject and by data: n, chance and, for each measure, accuracy with a 95% Wilson interval.
+
+    There every question counts alike. mean_over_subjects: overall and by category with every subject counting alike (C-Eval's
+    own averages), n: subjects.
+    """
     sat = [row for row in rows if not row["too_long"]]
 
     def one(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -291,8 +310,19 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def by(key: str) -> dict[str, Any]:
         return {name: one([r for r in sat if r[key] == name]) for name in dict.fromkeys(r[key] for r in sat)}
 
+    def over_subjects(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        subjects = [
+            one([r for r in part if r["subject"] == name]) for name in dict.fromkeys(r["subject"] for r in part)
+        ]
+        return {measure: mean_over([subject[measure] for subject in subjects]) for measure in MEASURES}
+
+    categories = {name: [r for r in sat if r["category"] == name] for name in dict.fromkeys(r["category"] for r in sat)}
     return {
         "overall": one(sat), "by_category": by("category"), "by_subject": by("subject"), "by_data": by("data"),
+        "mean_over_subjects": {
+            "overall": over_subjects(sat),
+            "by_category": {name: over_subjects(part) for name, part in categories.items()},
+        },
         "shots_dropped": sum(r["shots_dropped"] for r in rows), "cut": sum(r["cut"] for r in rows),
         "too_long": sum(r["too_long"] for r in rows),
     }  # fmt: skip

@@ -370,6 +370,16 @@ def test_command(model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((again / "result.json").read_text())["models"] == {model: result["models"][model]}
 
 
+def test_too_few_examples_are_told(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    birds = write(tmp_path / "birds.jsonl", ENGLISH[:3])  # two examples
+    assert main(["exam", model, "--data", birds, "--device", "cpu", "--shots", "2"]) == 0
+    assert "examples of their subject" not in capsys.readouterr().err
+    both = write(tmp_path / "both.jsonl", ENGLISH)  # and none for law
+    assert main(["exam", model, "--data", both, "--device", "cpu", "--shots", "2"]) == 0
+    told = "1 of 2 questions have fewer than 2 examples of their subject (the least: 0)"
+    assert told in capsys.readouterr().err
+
+
 def test_without_a_folder_only_the_table(
     model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,3 +424,22 @@ def test_a_short_context_is_told(model: str, data: str, tmp_path: Path, capsys: 
     assert main(["exam", str(tmp_path / "short"), "--data", data, "--device", "cpu"]) == 0
     told = capsys.readouterr().err
     assert "few-shot examples did not fit the context of 30 tokens" in told and "lost their left" in told
+
+
+def test_questions_or_subjects_count_alike() -> None:
+    """Subject s: 3 of 4, t: 0 of 1, u (another category): 1 of 1."""
+    marks = [("s", "STEM", word) for word in "AAAB"] + [("t", "STEM", "B"), ("u", "law", "A")]
+    rows = [
+        {"subject": subject, "category": category, "data": "d", "choices": ["x", "y"], "answer": "A", "too_long": False,
+         "chosen": dict.fromkeys(("acc", "acc_norm", "acc_bytes"), word), "shots_dropped": 0, "cut": False}
+        for subject, category, word in marks
+    ]  # fmt: skip
+    found = summarise([*rows, {**rows[0], "too_long": True, "chosen": {}}])  # what did not fit counts for nothing
+    assert (found["overall"]["n"], found["too_long"]) == (6, 1)
+    assert found["overall"]["acc"]["accuracy"] == pytest.approx(4 / 6)
+    assert found["by_category"]["STEM"]["acc"]["accuracy"] == pytest.approx(3 / 5)
+    means = found["mean_over_subjects"]
+    assert (
+        means["overall"]["acc"]["accuracy"] == pytest.approx((3 / 4 + 0 + 1) / 3) and means["overall"]["acc"]["n"] == 3
+    )
+    assert means["by_category"]["STEM"]["acc_norm"]["accuracy"] == pytest.approx(3 / 8)
