@@ -89,6 +89,9 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _answer(record: dict[str, Any], where: str, stem: str) -> Answer:
     """``prompt`` is text or messages, ``response`` is text."""
+    if "prompt" not in record and "response" not in record:
+        found = ", ".join(sorted(record)) or "nothing"
+        raise UserError(f"{where}: a record needs prompt and response, this one has {found}")
     prompt, response = record.get("prompt"), record.get("response")
     if isinstance(prompt, str) and prompt:
         prompt = [{"role": "user", "content": prompt}]

@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from ppomax.config import JudgeConfig, LLMConfig, RewardSourceConfig, as_judges, check_judges
 from ppomax.data.chat import ChatFormat
+from ppomax.errors import UserError
 from ppomax.evaluate.answers import Answer, PromptKey
 from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.evaluate.winrate import Outcomes, TieUnit, outcomes_from_scores
@@ -152,9 +153,23 @@ def make_judge(
 ) -> PairJudge:  # fmt: skip
     """The judge of a duel. ``loading``: options of `SourceScorer`. ``folder``: where an LLM's replies are kept."""
     check_judges(judges)
+    _check_names(judges)
     if judges[0].llm is not None:
         return LLMPairJudge(LLMJudge(judges[0].llm, llm, folder, ranks, seed=seed, resamples=resamples))
     return ScoreJudge(SourceScorer(judges, ranks, **loading), names_of(judges), tie_band, tie_unit)
+
+
+def _check_names(judges: Sequence[JudgeConfig]) -> None:
+    """UserError for a name that is taken for a reward model because it is nothing else, and is no folder either."""
+    for judge in judges:
+        paths = judge.model if isinstance(judge.model, list) else [] if judge.model is None else [judge.model]
+        for path in paths:
+            # a name with one slash may stand for a model on the hub; the loader tells of those
+            if not path or (("/" not in path or ":" in path) and not Path(path).expanduser().exists()):
+                raise UserError(
+                    f"judge: {path!r} is no folder of a reward model: give rm:PATH, world, llm:MODEL, module:function or "
+                    "an http(s) address"
+                )
 
 
 def names_of(sources: Sequence[RewardSourceConfig]) -> list[str]:

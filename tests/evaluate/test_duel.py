@@ -283,6 +283,9 @@ def test_the_same_answer_is_judged_once(tmp_path: Path) -> None:
         ({"judge": []}, "judge = []: at least 1 needed"),
         ({"a": "nothing/here/at/all"}, "no such model directory"),
         ({"judge": "nowhere_to_be_found:f"}, "cannot import nowhere_to_be_found"),
+        ({"judge": "wrld"}, "judge: 'wrld' is no folder of a reward model: give rm:PATH, world, llm:MODEL"),
+        ({"judge": "rm:"}, "judge: '' is no folder"),
+        ({"judge": "RM:runs/reward"}, "judge: 'RM:runs/reward' is no folder"),
         ({"judge": [{"model": "x", "function": "y:z"}]}, "exactly one of model, function, url"),
         ({"max_prompt_length": 1}, "all are longer than 1 tokens"),
         ({"tie_band": -1}, "tie_band = -1"),
@@ -302,6 +305,10 @@ def test_refused_before_anything_is_written(
     ("line", "message"),
     [
         ("{", "bad.jsonl:2: malformed JSON"),
+        (
+            '{"question": "x", "answer": "y"}',
+            "bad.jsonl:2: a record needs prompt and response, this one has answer, question",
+        ),
         ('{"prompt": "x"}', "bad.jsonl:2: response: text is expected, not NoneType"),
         ('{"prompt": [{"role": "user"}], "response": "x"}', "bad.jsonl:2: prompt: text or a list of messages"),
         ('{"prompt": "", "response": "x"}', "bad.jsonl:2: prompt"),
