@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from ppomax.evaluate.live import Baseline, JudgedAnswer, distinct_pairs, evaluation_numbers, win_rates
+from ppomax.evaluate.live import (
+    Baseline,
+    JudgedAnswer,
+    comparison_numbers,
+    distinct_pairs,
+    evaluation_numbers,
+    win_rates,
+)
 from ppomax.evaluate.winrate import outcomes_from_scores
 
 
@@ -84,3 +91,15 @@ def test_one_prompt_and_bad_scores() -> None:
         evaluation_numbers([answer(1.0)], {"sampled": Baseline((0.0, 1.0), (2.0, 1.0))}, ["x"], 0.05)
     with pytest.raises(ValueError, match="not a finite number"):
         evaluation_numbers([answer(math.nan)], {"sampled": Baseline((0.0,), (2.0,))}, ["x"], 0.05)
+
+
+def test_a_prompt_without_a_verdict_counts_for_nothing() -> None:
+    """Win, no verdict, tie, loss, win: (1 + .5 + 0 + 1) / 4."""
+    answers = [answer(0.0) for _ in range(5)]
+    baselines = {"sampled": Baseline((), (1.0, 2.0, 3.0, 4.0, 5.0))}
+    found = comparison_numbers(answers, baselines, ["x", "x", "x", "y", "y"], {"sampled": [1, None, 0, -1, 1]})
+    assert found["eval/win_rate"] == pytest.approx(2.5 / 4) and found["eval/win"] == 0.5 and found["eval/tie"] == 0.25
+    assert (found["eval/win_rate/x"], found["eval/win_rate/y"]) == (0.75, 0.5)
+    assert (found["eval/prompts"], found["eval/judge_failed"]) == (4, 1)
+    with pytest.raises(ValueError, match="no verdict"):
+        comparison_numbers(answers, baselines, ["x"] * 5, {"sampled": [None] * 5})
