@@ -70,6 +70,8 @@ def bare_key(messages: Sequence[Message]) -> PromptKey:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, record) of JSON lines, gzip or not."""
+    if path.suffix in (".csv", ".parquet"):
+        raise UserError(f"{path}: answers are read from .jsonl (prompt, response) or from AlpacaEval's .json")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):

@@ -74,6 +74,8 @@ def read_duel(place: str, pair: str = "ab") -> FinishedDuel:
         result = json.loads(result_file.read_text(encoding="utf-8"))
         lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
+        if error.filename == str(file):  # the result is there, so it is the pair that is not
+            raise UserError(f"{folder}: this duel has no sides {' and '.join(pair)} (no {name} in it)") from None
         raise UserError(f"{folder}: not a finished duel: {Path(error.filename).name} cannot be read") from None
     except ValueError as error:
         raise UserError(f"{result_file}: malformed JSON: {error}") from None

@@ -118,8 +118,16 @@ def fit_length(outcomes: Outcomes, length_difference: Numbers) -> LengthFit:
 
 
 def win_rate_interval(outcomes: Outcomes, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Estimate:
-    """Win rate (ties as half) with its percentile bootstrap interval over prompts."""
+    """Win rate (ties as half) with its percentile bootstrap interval over prompts.
+
+    Where all prompts came out alike, resamples do too, and would make six wins of six certain. Then the interval is the
+    exact one: outcomes that nobody saw are at most so frequent that as many prompts without one have half of 1 - ``level``
+    as their probability (Clopper and Pearson), and may all be losses, or all wins.
+    """
     y = as_half_wins(outcomes)
+    if np.all(y == y[0]):
+        unseen = 1 - ((1 - level) / 2) ** (1 / y.size)
+        return Estimate(float(y[0]), float(y[0] * (1 - unseen)), float(y[0] + (1 - y[0]) * unseen))
     return _bootstrap(lambda counts: counts @ y / y.size, win_rate(outcomes), y.size, seed, resamples, level)
 
 

@@ -29,8 +29,14 @@ def _require_model(path: str) -> None:
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
             raise UserError(f"{path}: not a model directory (no config.json in it){hint}")
-    # runs/sft beside an existing folder runs is a mistyped path: asking a hub for it would take minutes to fail
-    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir():
+    # runs/sft beside an existing folder runs is a mistyped path, and so is sft/final: asking a hub would take minutes to fail
+    elif (
+        folder.exists()
+        or path.startswith((".", "/", "~"))
+        or path.count("/") != 1
+        or folder.parent.is_dir()
+        or folder.name in ("final", "best")
+    ):
         raise UserError(
             f"{path}: no such model directory (expected a folder with config.json, or a hub name owner/name)"
         )

@@ -239,6 +239,8 @@ class FunctionSource:
             values = self.function(
                 prompts=[list(s.prompt) for s in samples], responses=[s.response for s in samples], **extra
             )
+        except UserError as error:  # ours say what is wrong
+            raise UserError(f"{self.where}: {error}") from error
         except Exception as error:  # whatever the user's code raises
             told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise UserError(

@@ -228,6 +228,7 @@ def test_what_is_no_finished_duel(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([good, str(tmp_path)], "not a finished duel: result.json cannot be read"),
         ([good, other], "no pair of answers in common"),
         ([good, bad], "judgements.jsonl:2: not a judgement (KeyError: 'undecided')"),
+        ([good, good, "--pair", "ac"], "good: this duel has no sides a and c (no judgements_a_c.jsonl in it)"),
     ):
         assert main(["duel", "report", *words]) == 2
         assert message in capsys.readouterr().err

@@ -180,3 +180,18 @@ def test_tiny_sets_do_not_fail() -> None:
             assert 0 <= result["length_controlled"]["low"] <= result["length_controlled"]["high"] <= 1
     with pytest.raises(ValueError, match="no outcomes"):
         summarise(np.array([], dtype=np.int8), [], [])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "value", "low", "high"),
+    [(1, 1.0, 0.5407, 1.0), (-1, 0.0, 0.0, 0.4593), (0, 0.5, 0.2704, 0.7296)],
+)
+def test_prompts_that_all_come_out_alike_leave_room_for_others(
+    outcome: int, value: float, low: float, high: float
+) -> None:
+    """Clopper and Pearson's bound for 6 of 6: .025 ** (1 / 6) = .5407; a tie may hide wins or losses alike."""
+    found = win_rate_interval(np.full(6, outcome, dtype=np.int8))
+    assert found.value == value
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    many = win_rate_interval(np.full(2000, outcome, dtype=np.int8))
+    assert many.high - many.low < 0.0019

@@ -47,7 +47,7 @@ class Silent:
 def test_what_is_not_a_model_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "sft" / "final").mkdir(parents=True)
-    for name in ("nowhere", "./nowhere", "runs/nothing", str(tmp_path / "x"), "a/b/c"):
+    for name in ("nowhere", "./nowhere", "runs/nothing", str(tmp_path / "x"), "a/b/c", "sft/final", "ppo/best"):
         with pytest.raises(UserError, match="no such model directory"):
             load_causal_lm(name)
     with pytest.raises(UserError, match=r"not a model directory \(no config.json in it\)$"):

@@ -263,6 +263,14 @@ def test_a_function_that_raises(chat: ChatFormat) -> None:
     assert "\n" not in told and isinstance(caught.value.__cause__, KeyError)
 
 
+def test_a_function_that_says_what_is_wrong(chat: ChatFormat) -> None:
+    def my_reward(prompts: Any, responses: Any) -> Any:
+        raise UserError("give prompts of the world")
+
+    with pytest.raises(UserError, match=r"my_reward: give prompts of the world$"):
+        make_source(my_reward, chat)(samples_of(chat))
+
+
 def test_function_by_name_from_the_working_directory(
     chat: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
