@@ -148,7 +148,14 @@ def endpoints(arms: Found) -> str:
         spent = sum(sum(r.header["seconds"][k] for k in ("training", "endpoint")) for r in by_seed.values()) / 3600
         seeds = ", ".join(map(str, by_seed))
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} | {own:.3g}, {sft:.3g} | {matched:.3g} | {spent:.2g} |")
-    return "Win rates of the last evaluation:\n\n" + "\n".join(lines)
+    told = [
+        f"{name}, seed {seed}, diverged ({r.header['diverged']['told']}) and counts as it was after "
+        f"{r.header['diverged']['policy_iterations']} iterations."
+        for name, by_seed in arms.items()
+        for seed, r in by_seed.items()
+        if "diverged" in r.header
+    ]
+    return "\n\n".join(["Win rates of the last evaluation:", "\n".join(lines), *told])
 
 
 # ------------------------------------------------------------------------------------ beyond the paper

@@ -17,13 +17,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ppomax import __version__
 from ppomax.errors import UserError
 from ppomax.train.checkpoint import write_atomic
+
+if TYPE_CHECKING:
+    from ppomax.config import PPOConfig
+    from ppomax.train.ppo_guard import Diverged
 
 FACTS = {"reward": "evaluation.json", "world": "world.json"}
 """kind of stage -> the file whose numbers go into the header"""
@@ -70,14 +74,21 @@ def make_run(job: Mapping[str, Any]) -> None:
     from ppomax.lab.results import write_result
     from ppomax.options import from_mapping
     from ppomax.train.ppo import train_ppo
+    from ppomax.train.ppo_guard import Diverged
 
     folder = Path(job["folder"])
     with only_one(folder.with_name(f".{folder.name}.lock")):
         same_world(job)
         config = from_mapping(PPOConfig, {**job["settings"], "output_dir": str(folder)}, origin=job["name"])
         began = time.monotonic()
+        diverged: dict[str, Any] = {}
         if not (folder / "final" / "config.json").exists():
-            train_ppo(config, resume=(folder / "config.yaml").exists())
+            try:
+                train_ppo(config, resume=(folder / "config.yaml").exists())
+            except Diverged as error:
+                diverged = {
+                    "diverged": {"told": str(error).split(", training stopped")[0], **end_earlier(config, error)}
+                }
         rows = _lines(folder / "metrics.jsonl")
         trained = time.monotonic() - began
         began = time.monotonic()
@@ -92,10 +103,29 @@ def make_run(job: Mapping[str, Any]) -> None:
             "iterations": round(sum(r.get("time/total", 0.0) for r in rows), 1),
             "training": round(trained, 1), "endpoint": round(time.monotonic() - began, 1),
         }  # fmt: skip
-        header = {**job["header"], "start": start_facts(job), "seconds": seconds, "machine": machine(config.device)}
+        header = {
+            **job["header"],
+            **diverged,
+            "start": start_facts(job),
+            "seconds": seconds,
+            "machine": machine(config.device),
+        }
         write_result(Path(job["result"]), header, _lines(folder / "evaluations.jsonl"), rows, endpoint)
         if not job["keep"]:  # all of it: a part that stayed would be taken for one of the next run of this name
             shutil.rmtree(folder)
+
+
+def end_earlier(config: PPOConfig, error: Diverged) -> dict[str, int]:
+    """Let a diverged run end at its last checkpoint: a result that says so, instead of none. The error, where it has none."""
+    from ppomax.train.checkpoint import latest_checkpoint, load_part
+    from ppomax.train.ppo import train_ppo
+
+    checkpoint = latest_checkpoint(Path(config.output_dir) / "checkpoints")
+    done = load_part(checkpoint, "loop")["policy_iterations"] if checkpoint else 0
+    if not done:
+        raise error
+    train_ppo(config.model_copy(update={"iterations": done}), resume=True)
+    return {"policy_iterations": done}
 
 
 def start_facts(job: Mapping[str, Any]) -> dict[str, Any]:

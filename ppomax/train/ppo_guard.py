@@ -24,6 +24,10 @@ LOOK_BACK = 20
 Action = Literal["go on", "stop", "rollback"]
 
 
+class Diverged(UserError):
+    """An update gave numbers that are not finite; the checkpoints are from before it."""
+
+
 class Guard:
     """The watch at work in one run; ``with guard:`` ends its webhook's thread."""
 
@@ -66,13 +70,13 @@ class Guard:
     def ruined(self, numbers: Mapping[str, float], iteration: int) -> bool:
         """Whether an update gave numbers that are not finite: its weights are lost, and `look` will roll back.
 
-        UserError where it may not: the run ends before they are written anywhere.
+        Diverged where it may not: the run ends before they are written anywhere.
         """
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad and not self._may_go_back():
             message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
             self.tell(Alarm(iteration, "collapse", "not_finite", iteration, message).as_dict())
-            raise UserError(
+            raise Diverged(
                 f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef"
             )
         self.must_go_back = bool(bad)

@@ -23,10 +23,12 @@ from ppomax.commands.lab import main
 from ppomax.errors import UserError
 from ppomax.lab.claims import Claim, Common
 from ppomax.lab.plan import Planner, Run
+from ppomax.lab.report import endpoints
 from ppomax.lab.results import Result, cached, read_results
 from ppomax.lab.schedule import Job, Workshop, jobs_for, last_line
 from ppomax.lab.work import main as work_main
 from ppomax.lab.work import make_run, make_start, only_one
+from ppomax.train.ppo_update import Updater
 from ppomax.train.run import RunDirectory
 
 CLAIM_MODELS = {name: Claim.model_validate(raw) for name, raw in CLAIMS.items()}
@@ -93,6 +95,39 @@ def test_the_last_evaluation(result: Result) -> None:
 def test_weights_are_removed_and_the_start_stays(folder: Path) -> None:
     assert not list((folder / "work" / "ppo").glob("vanilla-*"))
     assert list((folder / "work" / "starts" / "seed-1").glob("sft-*/final/config.json"))
+
+
+def test_a_diverged_run_counts_as_it_was_at_its_last_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two iterations ruins the weights."""
+    update, calls = Updater.update, [0]
+
+    def ruined(self: Updater, *args: Any, **kwargs: Any) -> dict[str, float]:
+        calls[0] += 1
+        found = update(self, *args, **kwargs)
+        return found | ({"loss/policy": float("nan")} if calls[0] == 2 else {})
+
+    monkeypatch.setattr(Updater, "update", ruined)
+    for every in (0, 1):
+        _, run = jobs(folder / "work", tmp_path / f"results{every}")
+        run.spec["folder"] = str(tmp_path / f"run{every}")
+        run.spec["settings"]["checkpoint"] = {"every": every, "keep": 1}
+        calls[0] = 0
+        if every == 0:
+            with pytest.raises(UserError, match="iteration 1: loss/policy not finite"):
+                make_run(run.spec)
+            continue
+        make_run(run.spec)
+        found = cached(planned(), read_results(tmp_path / "results1"))
+        assert found is not None
+        assert found.header["diverged"] == {"told": "iteration 1: loss/policy not finite", "policy_iterations": 1}
+        assert [r["update"] for r in found.evaluations] == [0, 1] and len(found.stream) == 1
+        assert found.endpoint["same_temperature"]["prompts"] == 8
+        table = endpoints({"vanilla": {1: found}})
+        assert (
+            "vanilla, seed 1, diverged (iteration 1: loss/policy not finite) and counts as it was after 1 iter" in table
+        )
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_result(
