@@ -135,11 +135,18 @@ class NCCLTransfer:
         self.server.tell("/update_weight_version", {"new_version": UPDATING})
         self.server.tell("/start_weight_update")
         with beside(lambda: self.server.tell("/update_weights", {"update_info": info})) as received:
+            sent = 0
             for _, weight in whole_weights(self.policy):
                 if received.done():  # it receives until the last weight: it failed
                     break
                 nccl.broadcast([weight.to(self.ranks.device, self.dtype).contiguous()], 0, comms=[self._group])
+                sent += 1
             received.result()
+            if sent < len(shapes):
+                raise UserError(
+                    f"rollout.url {self.server.url}: vLLM called the weights received after {sent} of {len(shapes)}; start "
+                    "the server again and continue the run with --resume"
+                )
         self.server.tell("/finish_weight_update", {"weight_version": version})
         empty_prefix_cache(self.server)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import pickle
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,11 +192,24 @@ def test_what_the_server_was_started_for(fake: FakeVLLM, tmp_path: Path) -> None
 
 
 class Group:
-    """A stand-in for torch.cuda.nccl."""
+    """A stand-in for torch.cuda.nccl; ``pause``: seconds that a broadcast takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float = 0.0) -> None:
         self.sent: list[Tensor] = []
         self.did: list[Any] = []
+        self.pause = pause
+
+    def has(self, count: int) -> Callable[[Any], Any]:
+        """A server's answer that comes when ``count`` weights have been broadcast, as vLLM's does."""
+
+        def when_there(reply: Any) -> Any:
+            for _ in range(500):
+                if len(self.sent) >= count:
+                    return reply
+                time.sleep(0.01)
+            return None
+
+        return when_there
 
     def unique_id(self) -> bytes:
         return bytes(range(128))
@@ -210,12 +224,15 @@ class Group:
     def broadcast(self, inputs: list[Tensor], root: int, comms: list[Any]) -> None:
         assert (root, comms) == (0, ["group"])
         self.sent.append(inputs[0].clone())
+        time.sleep(self.pause)
 
 
 def test_by_nccl(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group()
     monkeypatch.setattr(torch.cuda, "nccl", group)
     policy = make_policy()
+    count = len(policy.state_dict())
+    fake.faults["/update_weights"] = [group.has(count), group.has(2 * count)]
     transfer = NCCLTransfer(client(fake), policy, torch.bfloat16, Ranks())
     transfer.send("1")
     transfer.send("2")
@@ -231,9 +248,17 @@ def test_by_nccl(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     info = fake.calls[3][1]["update_info"]
     assert info["names"] == list(policy.state_dict()) and set(info["dtype_names"]) == {"bfloat16"}
     assert info["shapes"] == [list(value.shape) for value in policy.state_dict().values()]
-    sent = group.sent[: len(info["names"])]
-    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(sent, policy.state_dict().values(), strict=True))
-    assert len(group.sent) == 2 * len(sent) and fake.weights == "2"
+    expected = [value.bfloat16() for value in policy.state_dict().values()] * 2
+    assert all(torch.equal(a, b) for a, b in zip(group.sent, expected, strict=True))
+    assert fake.weights == "2"
+
+
+def test_a_server_that_has_enough_before_the_last_weight(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "nccl", Group(pause=0.1))
+    policy = make_policy()
+    with pytest.raises(UserError, match=rf"called the weights received after \d+ of {len(policy.state_dict())}; start"):
+        NCCLTransfer(client(fake), policy, torch.float32, Ranks()).send("1")
+    assert fake.weights == "updating"
 
 
 def test_a_server_that_fails_to_receive_by_nccl(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
