@@ -93,7 +93,7 @@ def ratings_table(result: Mapping[str, Any]) -> str:
     losses = ", ".join(f"{letter.upper()} {_interval(parts['all'])}" for letter, parts in strongest["loses"].items())
     lines += [*_columns(rows), "", f"loses to the strongest by rating, {strongest['opponent'].upper()}: {losses}"]
     lines += [
-        f"{gap['one'].upper()} loses {_more_often(gap)} than {gap['other'].upper()} ({gap['one'].upper()} alone "
+        f"{gap['one'].upper()} loses {more_often(gap)} than {gap['other'].upper()} ({gap['one'].upper()} alone "
         f"{gap['one_only']}, {gap['other'].upper()} alone {gap['other_only']}, sign test p = {gap['sign_test_p']:.2g})"
         for gap in strongest.get("differences", [])
     ]
@@ -134,7 +134,7 @@ def _interval(estimate: Mapping[str, Any] | None, percent: bool = True) -> str:
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def _more_often(gap: Mapping[str, Any]) -> str:
+def more_often(gap: Mapping[str, Any]) -> str:
     """A difference of two shares in words: a negative one is "less often", with its interval turned as well."""
     if gap["value"] is None or gap["value"] >= 0:
         return f"{_interval(gap)} more often"

@@ -140,7 +140,7 @@ def _load_source(
     kept: list[Record] = []
     layouts: list[str] = []
     splits: set[str] = set()
-    for name, stem, by_name, rows in _open_source(source.path, named):
+    for name, stem, by_name, rows in open_source(source.path, named):
         first = list(islice(rows, _LOOKED_AT))
         if not first:
             continue
@@ -259,7 +259,7 @@ def source_is_hub(path: str) -> bool:
     return not local and _HUB_NAME.fullmatch(name) is not None and _extension(name) is None
 
 
-def _open_source(path: str, named: str | None) -> Iterator[tuple[str, str, bool, Iterator[tuple[str, Row]]]]:
+def open_source(path: str, named: str | None) -> Iterator[tuple[str, str, bool, Iterator[tuple[str, Row]]]]:
     """(name, stem, whether it is the named split as a whole, rows) of every file of a source."""
     if source_is_hub(path):
         name = expand_path(path)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ppomax.evaluate.winrate import Estimate, _fit_logistic, as_half_wins, fit_length, length_feature
+from ppomax.evaluate.winrate import Estimate, as_half_wins, fit_length, fit_logistic, length_feature
 
 Floats = NDArray[np.float64]
 Weights = Literal["nominal", "linear"]
@@ -53,7 +53,7 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, weights: Weights = "nominal") 
     a, b = _both(one, other)
     values = np.unique(np.concatenate([a, b]))
     cells = _cells(a, b, values)
-    return float(_kappa(np.ones((1, a.size)) @ cells, values, weights)[0]) if a.size else float("nan")
+    return float(kappa_of_tables(np.ones((1, a.size)) @ cells, values, weights)[0]) if a.size else float("nan")
 
 
 def _cells(a: Floats, b: Floats, values: Floats) -> Floats:
@@ -63,7 +63,7 @@ def _cells(a: Floats, b: Floats, values: Floats) -> Floats:
     return np.eye(k * k)[places]
 
 
-def _kappa(table: Floats, values: Floats, weights: Weights) -> Floats:
+def kappa_of_tables(table: Floats, values: Floats, weights: Weights) -> Floats:
     """(r,) kappas of (r, k * k) tables of counts."""
     k = len(values)
     shares = (table / table.sum(axis=1, keepdims=True)).reshape(-1, k, k)
@@ -81,13 +81,13 @@ def krippendorff_alpha(outcomes: ArrayLike, metric: Metric = "nominal") -> float
 
     NaN where all outcomes are the same (there is then nothing to agree about) or none can be paired.
     """
-    coincidences, values = _coincidences(outcomes)
+    coincidences, values = count_coincidences(outcomes)
     if not len(values):
         return float("nan")
-    return float(_alpha(coincidences.sum(axis=0, keepdims=True), values, metric)[0])
+    return float(alpha_of_coincidences(coincidences.sum(axis=0, keepdims=True), values, metric)[0])
 
 
-def _coincidences(outcomes: ArrayLike) -> tuple[Floats, Floats]:
+def count_coincidences(outcomes: ArrayLike) -> tuple[Floats, Floats]:
     """((items, k * k) what each item adds to the coincidence matrix, (k,) the values that occur in pairs)."""
     table = np.asarray(outcomes, dtype=np.float64)
     if table.ndim != 2:
@@ -102,7 +102,7 @@ def _coincidences(outcomes: ArrayLike) -> tuple[Floats, Floats]:
     return pairs.reshape(len(counts), len(values) ** 2), values  # two judges may have no item in common
 
 
-def _alpha(coincidences: Floats, values: Floats, metric: Metric) -> Floats:
+def alpha_of_coincidences(coincidences: Floats, values: Floats, metric: Metric) -> Floats:
     """(r,) alphas of (r, k * k) coincidence matrices."""
     k = len(values)
     o = coincidences.reshape(len(coincidences), k, k)
@@ -160,7 +160,7 @@ def pair_agreement(one: ArrayLike, other: ArrayLike, *, seed: int = 0, resamples
     a, b = _both(one, other)
     values = np.unique(np.concatenate([a, b]))
     cells, decided = _cells(a, b, values), (a != 0) & (b != 0)
-    coincidences, paired = _coincidences(np.stack([a, b]))
+    coincidences, paired = count_coincidences(np.stack([a, b]))
 
     def interval(statistic: Callable[[Floats], Floats]) -> dict[str, float]:
         return asdict(bootstrap(statistic, a.size, seed=seed, resamples=resamples))
@@ -170,10 +170,10 @@ def pair_agreement(one: ArrayLike, other: ArrayLike, *, seed: int = 0, resamples
         "decided": int(decided.sum()),
         "agreement": interval(lambda c: c @ (a == b) / a.size),
         "agreement_decided": asdict(share((a == b) & decided, decided, seed=seed, resamples=resamples)),
-        "kappa": interval(lambda c: _kappa(c @ cells, values, "nominal")),
-        "kappa_linear": interval(lambda c: _kappa(c @ cells, values, "linear")),
-        "alpha_nominal": interval(lambda c: _alpha(c @ coincidences, paired, "nominal")),
-        "alpha_ordinal": interval(lambda c: _alpha(c @ coincidences, paired, "ordinal")),
+        "kappa": interval(lambda c: kappa_of_tables(c @ cells, values, "nominal")),
+        "kappa_linear": interval(lambda c: kappa_of_tables(c @ cells, values, "linear")),
+        "alpha_nominal": interval(lambda c: alpha_of_coincidences(c @ coincidences, paired, "nominal")),
+        "alpha_ordinal": interval(lambda c: alpha_of_coincidences(c @ coincidences, paired, "ordinal")),
     }
 
 
@@ -187,7 +187,7 @@ def length_bias(
     signs = y[there].astype(np.int8)
     halves, x = as_half_wins(signs), length_feature(d)
     longer = np.where(d > 0, halves, 1 - halves) * (d != 0)
-    slope = bootstrap(lambda c: _fit_logistic(x, halves, c)[1], signs.size, seed=seed, resamples=resamples)
+    slope = bootstrap(lambda c: fit_logistic(x, halves, c)[1], signs.size, seed=seed, resamples=resamples)
     return {
         "unequal": int((d != 0).sum()),
         "longer_wins": asdict(share(longer, d != 0, seed=seed, resamples=resamples)),
@@ -215,11 +215,11 @@ def agreement_report(
             "win_rate": asdict(rate),
             "length": length_bias(y, lengths_a, lengths_b, seed=seed, resamples=resamples),
         }
-    coincidences, values = _coincidences(np.stack(list(outcomes.values())))
+    coincidences, values = count_coincidences(np.stack(list(outcomes.values())))
     everyone: dict[str, Any] = {}
     for metric in ("nominal", "ordinal"):
         alpha = bootstrap(
-            lambda c, m=metric: _alpha(c @ coincidences, values, m),  # type: ignore[misc]
+            lambda c, m=metric: alpha_of_coincidences(c @ coincidences, values, m),  # type: ignore[misc]
             len(coincidences), seed=seed, resamples=resamples,
         )  # fmt: skip
         everyone[f"alpha_{metric}"] = asdict(alpha)

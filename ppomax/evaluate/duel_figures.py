@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppomax.report.figures import _save
+from ppomax.report.figures import save_figure
 from ppomax.report.text import label
 
 Counts = Mapping[str, Any]
@@ -59,7 +59,7 @@ def stacked_bars(groups: Groups, folder: Path, stem: str, *, title: str, words: 
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=10)
     for suffix in SUFFIXES:
-        _save(figure, folder / f"{stem}.{suffix}")
+        save_figure(figure, folder / f"{stem}.{suffix}")
 
 
 def draw_duel(result: Mapping[str, Any], folder: Path) -> None:

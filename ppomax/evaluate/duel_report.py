@@ -146,32 +146,33 @@ def report_duels(config: DuelReportConfig) -> dict[str, Any]:
     report |= {"a": duels[0].result.get("a"), "b": duels[0].result.get("b"), "by_category": by_category}
     report |= {"seed": config.seed, "resamples": config.resamples}
     report = dict(plain(report))
-    if config.output_dir:
-        from ppomax.evaluate.duel_figures import SUFFIXES, draw_judges
-        from ppomax.report.agreement_figure import agreement_matrix
-
-        folder = Path(config.output_dir).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "agreement.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-            for suffix in SUFFIXES:
-                agreement_matrix(report, folder / f"agreement.{suffix}")
-            draw_judges(report, folder)
-        except OSError as error:
-            raise UserError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from None
+    _write(report, config.output_dir, figures=True)
     return report
 
 
 def _report_votes(config: DuelReportConfig) -> dict[str, Any]:
     report = dict(plain(report_votes(config.duels, seed=config.seed, resamples=config.resamples)))
-    if config.output_dir:
-        folder = Path(config.output_dir).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "agreement.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from None
+    _write(report, config.output_dir, figures=False)
     return report
+
+
+def _write(report: dict[str, Any], output_dir: str | None, *, figures: bool) -> None:
+    """agreement.json and the figures, where a folder for them is named."""
+    if not output_dir:
+        return
+    from ppomax.evaluate.duel_figures import SUFFIXES, draw_judges
+    from ppomax.report.agreement_figure import agreement_matrix
+
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "agreement.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        if figures:
+            for suffix in SUFFIXES:
+                agreement_matrix(report, folder / f"agreement.{suffix}")
+            draw_judges(report, folder)
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from None
 
 
 def _by_category(categories: Sequence[str], judges: Mapping[str, Floats]) -> dict[str, dict[str, dict[str, int]]]:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from ppomax.data.batches import token_budget
 from ppomax.data.records import Message
 from ppomax.errors import UserError
-from ppomax.models.loading import _adapter_of, _load, _load_weights, _require_model, _settle
+from ppomax.models.loading import adapter_of, load_pretrained, load_weights, require_model, settle
 from ppomax.models.precision import precision
 
 NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
@@ -24,10 +24,10 @@ NAMES = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 def is_encoder(path: str, trust_remote_code: bool = False) -> bool:
     """Whether a directory or hub name is a sequence classifier whose head is no ``score`` on a causal backbone."""
-    _require_model(path)
-    if _adapter_of(path):
+    require_model(path)
+    if adapter_of(path):
         return False
-    config = _load("config", path, AutoConfig, trust_remote_code=trust_remote_code)
+    config = load_pretrained("config", path, AutoConfig, trust_remote_code=trust_remote_code)
     if not any("SequenceClassification" in kind for kind in config.architectures or []) or config.num_labels != 1:
         return False
     try:
@@ -50,13 +50,11 @@ class EncoderReward:
 
     def __init__(self, path: str, device: torch.device, trust_remote_code: bool = False) -> None:
         self.path, self.device = path, device
-        self.tokenizer = _load("tokenizer", path, AutoTokenizer, trust_remote_code=trust_remote_code)
+        self.tokenizer = load_pretrained("tokenizer", path, AutoTokenizer, trust_remote_code=trust_remote_code)
         if self.tokenizer.pad_token_id is None:
             raise UserError(f"{path}: the tokenizer has no pad token: answers cannot be read side by side")
-        self.model = _settle(
-            _load_weights(
-                "reward model", path, AutoModelForSequenceClassification, trust_remote_code=trust_remote_code
-            ),
+        self.model = settle(
+            load_weights("reward model", path, AutoModelForSequenceClassification, trust_remote_code=trust_remote_code),
             device,
         )
         room = getattr(self.model.config, "max_position_embeddings", None) or 10**9

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from ppomax.config import ChatTemplate, Mixture, Section
 from ppomax.data.chat import TEMPLATES, ChatFormat
 from ppomax.data.records import PreferencePair
-from ppomax.data.sources import _open_source, load_mixture
+from ppomax.data.sources import load_mixture, open_source
 from ppomax.errors import UserError
 from ppomax.evaluate.encoder_reward import EncoderReward, is_encoder, question_text
 from ppomax.evaluate.reward_model import accuracy, answer_text, evaluate_pairs, most_confidently_wrong, wilson
@@ -228,7 +228,7 @@ def _read(config: EvaluateConfig) -> tuple[list[PreferencePair], list[str | None
     pairs = [r for r in records if isinstance(r, PreferencePair)]
     named: dict[str, str] = {}
     for source in config.data:
-        for _, _, _, rows in _open_source(source.path, None):
+        for _, _, _, rows in open_source(source.path, None):
             named |= {origin: str(row[config.subset]) for origin, row in rows if row.get(config.subset) is not None}
     subsets = [named.get(p.origin) for p in pairs]
     if not any(subsets) and config.subset != EvaluateConfig.model_fields["subset"].default:

@@ -29,9 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from ppomax.data.sources import _open_source, expand_path
+from ppomax.data.sources import expand_path, open_source
 from ppomax.errors import UserError
-from ppomax.evaluate.agreement import Floats, _alpha, _coincidences, _kappa, bootstrap, share
+from ppomax.evaluate.agreement import (
+    Floats,
+    alpha_of_coincidences,
+    bootstrap,
+    count_coincidences,
+    kappa_of_tables,
+    share,
+)
 
 Row = Mapping[str, Any]
 VALUES = np.array([-1.0, 0.0, 1.0])
@@ -70,7 +77,7 @@ def read_votes(place: str) -> tuple[list[Vote], dict[str, int]]:
     votes: list[Vote] = []
     without: Counter[str] = Counter()
     stem = Path(place).name.split(".")[0]
-    for path, _, _, given in _open_source(place, None):
+    for path, _, _, given in open_source(place, None):
         rows = list(given)
         scale = _scale(path, [row for _, row in rows if "preference" in row])
         for number, (origin, row) in enumerate(rows):
@@ -204,13 +211,18 @@ def _part(votes: Sequence[Vote], seed: int, resamples: int) -> dict[str, Any]:
     table = np.full((max(map(len, items.values()), default=1), len(items)), np.nan)
     for column, own in enumerate(items.values()):
         table[: len(own), column] = [vote.outcome for vote in own]
-    coincidences, values = _coincidences(table)
+    coincidences, values = count_coincidences(table)
     questions = [own[0].question for own in items.values()]
     grouped = _by_question(questions, coincidences)
 
     def alpha(metric: Any) -> dict[str, float]:
         return asdict(
-            bootstrap(lambda c: _alpha(c @ grouped, values, metric), len(grouped), seed=seed, resamples=resamples)
+            bootstrap(
+                lambda c: alpha_of_coincidences(c @ grouped, values, metric),
+                len(grouped),
+                seed=seed,
+                resamples=resamples,
+            )
         )
 
     return {
@@ -261,7 +273,7 @@ def agreement_of_kinds(
     return {
         "one": one, "other": other, "votes": int(total[0]), "agreement": of(1, 0), "votes_decided": int(total[2]),
         "agreement_decided": of(3, 2), "agreement_half": of(4, 0),
-        "kappa": interval(lambda c: _kappa(c @ tables, VALUES, "nominal")), "same_judge": same_judge,
+        "kappa": interval(lambda c: kappa_of_tables(c @ tables, VALUES, "nominal")), "same_judge": same_judge,
     }  # fmt: skip
 
 

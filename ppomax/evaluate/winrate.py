@@ -113,7 +113,7 @@ def fit_length(outcomes: Outcomes, length_difference: Numbers) -> LengthFit:
     y, x = as_half_wins(outcomes), length_feature(length_difference)
     if y.shape != x.shape or y.size == 0:
         raise ValueError(f"{y.size} outcomes and {x.size} length differences: equally many are needed, at least one")
-    intercept, slope = _fit_logistic(x, y, np.ones((1, y.size)))
+    intercept, slope = fit_logistic(x, y, np.ones((1, y.size)))
     return LengthFit(float(intercept[0]), float(slope[0]))
 
 
@@ -137,7 +137,7 @@ def length_controlled_interval(
     """Length-controlled win rate with its percentile bootstrap interval: the model is fitted anew to each resample."""
     y, x = as_half_wins(outcomes), length_feature(length_difference)
     value = fit_length(outcomes, length_difference).win_rate
-    return _bootstrap(lambda counts: _sigmoid(_fit_logistic(x, y, counts)[0]), value, y.size, seed, resamples, level)
+    return _bootstrap(lambda counts: _sigmoid(fit_logistic(x, y, counts)[0]), value, y.size, seed, resamples, level)
 
 
 def summarise(
@@ -193,7 +193,7 @@ def _bootstrap(
     return Estimate(value, float(low), float(high))
 
 
-def _fit_logistic(x: Floats, y: Floats, weights: Floats, steps: int = 100) -> tuple[Floats, Floats]:
+def fit_logistic(x: Floats, y: Floats, weights: Floats, steps: int = 100) -> tuple[Floats, Floats]:
     """Weighted logistic regressions of ``y`` (n,) in [0, 1] on ``x`` (n,), one for each row of ``weights`` (r, n).
 
     Newton's method on all rows at once; returns intercepts (r,) and slopes (r,). Where all outcomes of a row are equal

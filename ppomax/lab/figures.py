@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ppomax.lab.results import Result
 from ppomax.lab.statistics import curve
-from ppomax.report.figures import COLOURS, MARKERS, STEPS_LABEL, STYLES, _save
+from ppomax.report.figures import COLOURS, MARKERS, STEPS_LABEL, STYLES, save_figure
 
 TITLES = {
     "eval/win_rate": ("true win rate against SFT", "ties as half"),
@@ -72,7 +72,7 @@ def claim_figure(arms: Arms, metrics: Sequence[str], path: Path) -> None:
             handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(handles)),
             title="line: mean over seeds; band: smallest to largest",
         )  # fmt: skip
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def together(curves: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[int], np.ndarray]:
@@ -111,4 +111,4 @@ def over_optimisation(arms: Arms, path: Path) -> None:
         axis.grid(alpha=0.25)
     if arms:
         figure.legend(loc="outside upper center", ncols=min(5, len(arms)), title="over-optimisation: a line a seed")
-    _save(figure, path)
+    save_figure(figure, path)

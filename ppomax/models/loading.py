@@ -22,7 +22,7 @@ from ppomax.errors import UserError
 from ppomax.models.scalar import reset_unit
 
 
-def _require_model(path: str) -> None:
+def require_model(path: str) -> None:
     """A local path must be a model directory; anything else must look like a hub name."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -42,8 +42,8 @@ def _require_model(path: str) -> None:
         )
 
 
-def _load(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
-    _require_model(path)
+def load_pretrained(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
+    require_model(path)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its tables of weights; what matters in them is an error of ours
     try:
@@ -60,9 +60,9 @@ def _load(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _load_weights(what: str, path: str, loader: Any, *, may_lack: str = "", **kwargs: Any) -> Any:
+def load_weights(what: str, path: str, loader: Any, *, may_lack: str = "", **kwargs: Any) -> Any:
     """A model in float32. A parameter that no file holds would be random: refused, unless ``may_lack`` begins its name."""
-    model, report = _load(
+    model, report = load_pretrained(
         what, path, loader, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **kwargs
     )
     lacking = sorted(name for name in report["missing_keys"] if not may_lack or not name.startswith(may_lack))
@@ -76,7 +76,7 @@ def _load_weights(what: str, path: str, loader: Any, *, may_lack: str = "", **kw
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     """Tokenizer with an end-of-sequence token (required) and a pad token (eos where it has none)."""
-    tokenizer = _load("tokenizer", path, AutoTokenizer, trust_remote_code=trust_remote_code)
+    tokenizer = load_pretrained("tokenizer", path, AutoTokenizer, trust_remote_code=trust_remote_code)
     return check_tokenizer(tokenizer, path)
 
 
@@ -90,14 +90,14 @@ def check_tokenizer(tokenizer: Any, where: str = "tokenizer") -> Any:
     return tokenizer
 
 
-def _settle(model: Any, device: torch.device | str) -> Any:
+def settle(model: Any, device: torch.device | str) -> Any:
     model.to(device)
     model.eval()
     model.config.use_cache = False
     return model
 
 
-def _adapter_of(path: str) -> dict[str, Any] | None:
+def adapter_of(path: str) -> dict[str, Any] | None:
     """The settings of a folder that holds adapters alone, without the model that they belong to."""
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
@@ -125,18 +125,18 @@ def _merge(model: Any, path: str) -> Any:
 
 def load_causal_lm(path: str, device: torch.device | str = "cpu", trust_remote_code: bool = False) -> Any:
     """Causal language model in float32, evaluation mode. Adapters are merged into the model that they name."""
-    _require_model(path)
-    if adapter := _adapter_of(path):
+    require_model(path)
+    if adapter := adapter_of(path):
         if adapter.get("task_type") == "SEQ_CLS":
             raise UserError(f"{path}: is a reward model, not a language model; give the model it was trained from")
-        return _settle(
+        return settle(
             _merge(load_causal_lm(adapter["base_model_name_or_path"], "cpu", trust_remote_code), path), device
         )
-    config = _load("config", path, AutoConfig, trust_remote_code=trust_remote_code)
+    config = load_pretrained("config", path, AutoConfig, trust_remote_code=trust_remote_code)
     if any("SequenceClassification" in kind for kind in config.architectures or []):
         raise UserError(f"{path}: is a reward model, not a language model; give the model it was trained from")
-    model = _load_weights("language model", path, AutoModelForCausalLM, trust_remote_code=trust_remote_code)
-    return _settle(model, device)
+    model = load_weights("language model", path, AutoModelForCausalLM, trust_remote_code=trust_remote_code)
+    return settle(model, device)
 
 
 def load_scalar_model(
@@ -147,13 +147,13 @@ def load_scalar_model(
     ``fresh_unit`` takes the backbone of a causal language model; otherwise the model must already be a reward model.
     Adapters are merged into the model that they name.
     """
-    _require_model(path)
-    if adapter := _adapter_of(path):
+    require_model(path)
+    if adapter := adapter_of(path):
         if adapter.get("task_type") != "SEQ_CLS" and not fresh_unit:
             raise UserError(f"{path}: its adapters are not a reward model's (task_type SEQ_CLS is expected)")
         base = load_scalar_model(adapter["base_model_name_or_path"], "cpu", trust_remote_code, fresh_unit=True)
-        return _settle(_merge(base, path), device)
-    config = _load("config", path, AutoConfig, trust_remote_code=trust_remote_code)
+        return settle(_merge(base, path), device)
+    config = load_pretrained("config", path, AutoConfig, trust_remote_code=trust_remote_code)
     kind = (config.architectures or ["?"])[0]
     if not fresh_unit:
         if "SequenceClassification" not in kind:
@@ -161,13 +161,13 @@ def load_scalar_model(
         if config.num_labels != 1:
             raise UserError(f"{path}: the reward model has {config.num_labels} labels, expected 1")
     config.num_labels = 1
-    model = _load_weights("reward model", path, AutoModelForSequenceClassification, config=config,
+    model = load_weights("reward model", path, AutoModelForSequenceClassification, config=config,
                           may_lack="score." if fresh_unit else "", trust_remote_code=trust_remote_code)  # fmt: skip
     if not isinstance(getattr(model, "score", None), nn.Module):
         raise UserError(
             f"{path}: {type(model).__name__} has no `score` layer on a causal backbone, which is needed here"
         )
-    return _settle(model, device)
+    return settle(model, device)
 
 
 def add_lora(model: Any, config: LoraConfig, task: str) -> Any:
@@ -256,4 +256,4 @@ def scalar_from_causal(model: Any, seed: int) -> Any:
     prefix = model.base_model_prefix
     getattr(scalar, prefix).load_state_dict(getattr(model, prefix).state_dict())
     reset_unit(scalar, seed)
-    return _settle(scalar, model.device)
+    return settle(scalar, model.device)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppomax.report.figures import _save
+from ppomax.report.figures import save_figure
 
 
 def _cell(estimate: Mapping[str, Any], percent: bool) -> str:
@@ -52,4 +52,4 @@ def agreement_matrix(report: Mapping[str, Any], path: str | Path) -> None:
     axis.set_yticks(range(k), names, fontsize=8)
     axis.set_title(f"{report['items']} pairs of answers: kappa below, raw agreement above (95%)", fontsize=9)
     figure.colorbar(image, ax=axis, shrink=0.7, label="Cohen's kappa")
-    _save(figure, path)
+    save_figure(figure, path)

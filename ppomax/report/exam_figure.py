@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppomax.report.figures import COLOURS, _save
+from ppomax.report.figures import COLOURS, save_figure
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
@@ -34,7 +34,7 @@ def exam_bars(result: Mapping[str, Any], path: str | Path) -> None:
     if read:
         _losses(axes[-1], result["text"], labelled=not asked)
     figure.legend(loc="outside lower center", ncols=1 if len(models) > 3 else len(models) + asked)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _bar(axis: Axes, i: int, places: list[float], found: list[dict[str, Any]], width: float, label: str | None) -> None:

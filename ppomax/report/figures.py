@@ -122,7 +122,7 @@ def training_panel(
         figure.legend(
             list(found.values()), list(found), loc="outside upper center", ncols=min(4, len(found)), title=about + note
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def metric_curve(
@@ -136,7 +136,7 @@ def metric_curve(
     draw_metric(axis, runs, panel, alarms, series)
     if len(runs) > 1 and axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_metric(
@@ -231,7 +231,7 @@ def win_rate_curve(curves: Mapping[str, Sequence[Row]], path: str | Path, *, jud
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(title="band: 95% interval over prompts")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def live_win_rate(
@@ -258,7 +258,7 @@ def live_win_rate(
     axis.set_xlim(left=0)
     axis.grid(alpha=0.25)
     axis.legend(title="band: 2 standard errors over prompts")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def reward_histogram(
@@ -298,7 +298,7 @@ def reward_histogram(
         axis.set(title=label(name), xlabel="score of the reward model", ylabel=STEPS_LABEL)
         axis.grid(alpha=0.25, axis="x")
     figure.suptitle(f"reward over {_prompt_count(runs)} fixed held-out prompts (tick: median)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def scores_by_update(rows: Sequence[Row]) -> dict[int, list[float]]:
@@ -362,7 +362,7 @@ def time_by_phase(rows: Sequence[Row], path: str | Path) -> None:
     axis.set(title="where the time went", xlabel="iteration", ylabel="seconds an iteration")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def phase_seconds(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
@@ -380,5 +380,5 @@ def phase_seconds(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Date": None} if str(path).endswith(".svg") else {"Software": None})

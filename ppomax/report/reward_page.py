@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppomax.evaluate.reward_figures import draw_calibration, draw_gap_histogram
-from ppomax.report.figures import COLOURS, _save
+from ppomax.report.figures import COLOURS, save_figure
 from ppomax.report.markdown import accuracy_cell, number, share
 from ppomax.report.page import FIGURES, HEAD, HTML, embedded
 
@@ -99,7 +99,7 @@ def draw_accuracies(result: Mapping[str, Any], file: Path) -> None:
     axis.set(xlim=(0, 1), xlabel="share of pairs in the right order", title=f"{result['pairs']} pairs, 95% intervals")
     axis.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=min(3, len(parts)))
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_agreement(row: Mapping[str, Any], a: np.ndarray, b: np.ndarray, file: Path) -> None:
@@ -119,7 +119,7 @@ def draw_agreement(row: Mapping[str, Any], a: np.ndarray, b: np.ndarray, file: P
         ylabel=f"gap by {short[row['b']]}", title=f"{share(row['alike'])} of {row['n']} pairs ranked alike",
     )  # fmt: skip
     axis.grid(alpha=0.3)
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def _figures(result: Mapping[str, Any], gaps: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str, Any]]:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from ppomax.lab.results import Result
 
-
-def load() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "early_warning.py"
-    spec = importlib.util.spec_from_file_location("early_warning", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["early_warning"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-ew = load()
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import early_warning as ew
 
 
 def result(rates: list[float], stream: list[dict[str, Any]] | None = None, **identity: Any) -> Result:

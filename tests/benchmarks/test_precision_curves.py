@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from ppomax.lab.results import Result
 
-
-def load() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "precision.py"
-    spec = importlib.util.spec_from_file_location("precision_curves", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["precision_curves"] = module
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import precision
 
 
 def result(seed: int, values: list[float]) -> Result:
@@ -26,9 +17,8 @@ def result(seed: int, values: list[float]) -> Result:
 
 
 def test_distances() -> None:
-    module = load()
     half = {2: result(2, [9.0, 1.0, 2.0, 3.0]), 3: result(3, [9.0, 4.0, 5.0, 6.0])}
     full = {2: result(2, [0.0, 1.0, 2.0, 6.0]), 3: result(3, [0.0, 4.0, 5.0, 6.0]), 4: result(4, [0.0])}
-    row = module.compare(half, full)[0]
+    row = precision.compare(half, full)[0]
     # seed 2: sqrt(9 / 3); bf16's seeds: 3 apart; float32's: sqrt((9 + 9 + 0) / 3)
     assert row == ["reward", "1.73, 0", "0.866", "2.72", "-1, +0", "-0.5"]

@@ -25,13 +25,13 @@ from ppomax.report.figures import (
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every figure that is saved, besides its file."""
     kept: list[Any] = []
-    original = figures._save
+    original = figures.save_figure
 
     def save(figure: Any, path: str | Path) -> None:
         kept.append(figure)
         original(figure, path)
 
-    monkeypatch.setattr(figures, "_save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     return kept
 
 
