@@ -54,7 +54,8 @@ class Truth:
 
     name: str
     kind: str
-    """collapsing, healthy, neither, or steered: the watch itself rolled it back, so what would have become of it is not seen"""
+    """collapsing, healthy or neither; steered: the watch itself rolled it back, or diverged: its numbers ended before it did,
+    so what would have become of it is not seen"""
     fall: int | None
     """first iteration of the last stretch of evaluations below 50%"""
     rows: list[dict[str, Any]]
@@ -82,6 +83,8 @@ def truth(result: Result) -> Truth:
     kind, fall, curve = "neither", None, smooth(rates)[1:]
     if result.header["identity"].get("watch.on_collapse") == "rollback":
         kind = "steered"
+    elif "diverged" in result.header:
+        kind = "diverged"
     elif end(rates) < 0.5:
         above = [i for i, rate in enumerate(rates) if rate >= 0.5]
         kind, fall = "collapsing", at[above[-1] + 1] if above else at[1]

@@ -99,6 +99,8 @@ def over_optimisation(arms: Arms, path: Path) -> None:
             proxy.plot(
                 x, y, linewidth=1.2, alpha=0.8, marker=MARKERS[i % len(MARKERS)], markersize=2.5, label=label, **look
             )
+            if any("eval/judge" not in r for r in rows):  # a judge that compares gives no score
+                continue
             truth.plot(
                 x, [r["eval/judge"] - r["eval/judge_sampled"] for r in rows], linewidth=1.2, alpha=0.8,
                 marker=MARKERS[i % len(MARKERS)], markersize=2.5, **look,

@@ -114,9 +114,15 @@ def _loses(result: Result, who: str) -> float:
 
 
 def _onset(result: Result, drop: float) -> float:
-    """As a share of the run: 1 where it never falls."""
+    """As a share of the run: 1 where it never falls; one that diverged before it fell falls there."""
     updates, values = curve(result, WIN)
-    return onset(updates, values, drop) / updates[-1]
+    return onset(updates, values, drop) / updates[-1] * _share_done(result)
+
+
+def _share_done(result: Result) -> float:
+    """Of the iterations planned: below 1 for a run that diverged."""
+    done = result.header.get("diverged", {}).get("policy_iterations", result.header["iterations"])
+    return float(done / result.header["iterations"])
 
 
 def _rise(result: Result) -> float:
@@ -144,8 +150,8 @@ def _paired(one: Arm, other: Arm, number: Callable[[Result], float]) -> Estimate
 
 
 def _holds(result: Result, hold: float) -> bool:
-    """Ends within ``hold`` of its best."""
-    return _end(result) >= _best(result) - hold
+    """Ends, at the iteration planned, within ``hold`` of its best."""
+    return _share_done(result) == 1 and _end(result) >= _best(result) - hold
 
 
 def _three(yes: bool, no: bool) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ppomax.config import PPOConfig
     from ppomax.train.ppo_guard import Diverged
 
+DIVERGED = "diverged.json"
 FACTS = {"reward": "evaluation.json", "world": "world.json"}
 """kind of stage -> the file whose numbers go into the header"""
 
@@ -81,14 +82,12 @@ def make_run(job: Mapping[str, Any]) -> None:
         same_world(job)
         config = from_mapping(PPOConfig, {**job["settings"], "output_dir": str(folder)}, origin=job["name"])
         began = time.monotonic()
-        diverged: dict[str, Any] = {}
         if not (folder / "final" / "config.json").exists():
+            (folder / DIVERGED).unlink(missing_ok=True)
             try:
                 train_ppo(config, resume=(folder / "config.yaml").exists())
             except Diverged as error:
-                diverged = {
-                    "diverged": {"told": str(error).split(", training stopped")[0], **end_earlier(config, error)}
-                }
+                end_earlier(config, error)
         rows = _lines(folder / "metrics.jsonl")
         trained = time.monotonic() - began
         began = time.monotonic()
@@ -105,7 +104,7 @@ def make_run(job: Mapping[str, Any]) -> None:
         }  # fmt: skip
         header = {
             **job["header"],
-            **diverged,
+            **divergence(folder),
             "start": start_facts(job),
             "seconds": seconds,
             "machine": machine(config.device),
@@ -115,17 +114,25 @@ def make_run(job: Mapping[str, Any]) -> None:
             shutil.rmtree(folder)
 
 
-def end_earlier(config: PPOConfig, error: Diverged) -> dict[str, int]:
+def end_earlier(config: PPOConfig, error: Diverged) -> None:
     """Let a diverged run end at its last checkpoint: a result that says so, instead of none. The error, where it has none."""
     from ppomax.train.checkpoint import latest_checkpoint, load_part
     from ppomax.train.ppo import train_ppo
 
-    checkpoint = latest_checkpoint(Path(config.output_dir) / "checkpoints")
+    folder = Path(config.output_dir)
+    checkpoint = latest_checkpoint(folder / "checkpoints")
     done = load_part(checkpoint, "loop")["policy_iterations"] if checkpoint else 0
     if not done:
         raise error
+    told = {"told": str(error).split(", training stopped")[0], "policy_iterations": done}
+    write_atomic(folder / DIVERGED, json.dumps(told) + "\n")  # before the run is whole, for what a kill leaves behind
     train_ppo(config.model_copy(update={"iterations": done}), resume=True)
-    return {"policy_iterations": done}
+
+
+def divergence(folder: Path) -> dict[str, Any]:
+    """For the header of a run that ended before its time: what was told, and after how many of the policy's iterations."""
+    file = folder / DIVERGED
+    return {"diverged": json.loads(file.read_text(encoding="utf-8"))} if file.exists() else {}
 
 
 def start_facts(job: Mapping[str, Any]) -> dict[str, Any]:

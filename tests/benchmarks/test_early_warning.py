@@ -37,6 +37,13 @@ def test_truth(rates: list[float], kind: str, fall: int | None) -> None:
     assert (found.kind, found.fall) == (kind, fall)
 
 
+def test_a_run_whose_numbers_ended_is_neither_healthy_nor_collapsing() -> None:
+    run = result([0.5, 0.6, 0.62, 0.6, 0.61])
+    assert ew.truth(run).kind == "healthy"
+    run.header["diverged"] = {"told": "loss/policy not finite", "policy_iterations": 32}
+    assert ew.truth(run).kind == "diverged"
+
+
 def test_a_run_that_the_watch_rolled_back_is_not_judged_but_shown_beside_vanilla() -> None:
     rows = [{"iteration": i, "kl/coef": c} for i, c in enumerate([0.0, 0.0, 0.05, 0.05, 0.2])]
     steered = ew.truth(result([0.5, 0.6, 0.62, 0.6, 0.58], rows, **{"watch.on_collapse": "rollback"}))

@@ -41,7 +41,7 @@ def made(
     end["entropy"] = {"policy": 0.1, "sft": 0.2, "matched_temperature": 0.7, "matched": 0.1}
     head = {
         "key": key, "seed": seed, "world": "1/abc", "start": {}, "seconds": {"iterations": 9.0, "training": 10.0, "endpoint": 5.0},
-        "identity": {},
+        "identity": {}, "iterations": len(win) - 1,
     }  # fmt: skip
     return Result(Path("memory"), {**head, **(header or {})}, rows, lines, lines, {**end, **(endpoint or {})})
 

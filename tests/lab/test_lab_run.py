@@ -97,6 +97,10 @@ def test_weights_are_removed_and_the_start_stays(folder: Path) -> None:
     assert list((folder / "work" / "starts" / "seed-1").glob("sft-*/final/config.json"))
 
 
+def stopped(*_: Any) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
 def test_a_diverged_run_counts_as_it_was_at_its_last_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +122,10 @@ def test_a_diverged_run_counts_as_it_was_at_its_last_checkpoint(
             with pytest.raises(UserError, match="iteration 1: loss/policy not finite"):
                 make_run(run.spec)
             continue
+        with monkeypatch.context() as patch:  # killed between the run's end and its result
+            patch.setattr("ppomax.lab.endpoint.run_endpoint", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                make_run(run.spec)
         make_run(run.spec)
         found = cached(planned(), read_results(tmp_path / "results1"))
         assert found is not None

@@ -91,8 +91,22 @@ class TestDelay:
     def test_neither_clip_falls(self) -> None:
         assert apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, UP), b=seeds(3, UP))[0] == OPEN
 
+    def test_one_that_diverged_falls_there(self) -> None:
+        # a run of 20 iterations that ended at its fourth evaluation: UP until then, so the fall is at 3 / 20 of the run
+        broken = {"diverged": {"told": "loss/policy not finite", "policy_iterations": 3}, "iterations": 20}
+        outcome, out = apply("delay", CHAINS, v=seeds(3, FALLS), a=seeds(3, LATER), b=seeds(3, UP[:4], header=broken))
+        assert outcome == NOT
+        assert dict(out.numbers)["b: falls at this share of the run"].startswith("0.15 ")
+
     def test_nothing_to_delay(self) -> None:
         assert apply("delay", CHAINS, v=seeds(3, UP), a=seeds(3, UP), b=seeds(3, UP))[0] == OPEN
+
+
+def test_one_that_diverged_does_not_last() -> None:
+    limits = {"arm": "v", "within": 0.05, "alive": 0.5}
+    assert apply("lasting", limits, v=seeds(2, UP))[0] == REPRODUCED
+    broken = {"diverged": {"told": "loss/policy not finite", "policy_iterations": 3}, "iterations": 20}
+    assert apply("lasting", limits, v=seeds(2, UP[:4], header=broken))[0] == NOT
 
 
 ETAS = {"control": "v", "arms": ["a", "b"], "hold": 0.05, "share": 0.66}
