@@ -2,8 +2,7 @@
 
 Learning rates, lengths and batch sizes belong to recipes; ``presets/*.yaml`` hold algorithm switches only.
 How files and command-line words become these models is in ``options.py``. What all stages share is in ``config_base.py``,
-judges in
-``config_judge.py``, PPO in ``config_ppo.py``; all are to be had from here.
+judges in ``config_judge.py``, PPO in ``config_ppo.py``; all are to be had from here.
 """
 
 from __future__ import annotations

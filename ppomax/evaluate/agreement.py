@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ppomax.evaluate.winrate import Estimate, as_half_wins, fit_length, fit_logistic, length_feature
+from ppomax.evaluate.winrate import Estimate, all_alike, as_half_wins, fit_length, fit_logistic, length_feature
 
 Floats = NDArray[np.float64]
 Weights = Literal["nominal", "linear"]
@@ -149,8 +149,14 @@ def bootstrap(statistic: Callable[[Floats], Floats], n: int, *, seed: int = 0, r
 
 
 def share(part: ArrayLike, whole: ArrayLike, *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """sum(part) / sum(whole) with its interval; both (n,), one number a prompt."""
+    """sum(part) / sum(whole), from 0 to 1, with its interval; both (n,), one number a prompt.
+
+    Where the share is the same in all prompts that have a part in the whole: `winrate.all_alike`.
+    """
     p, w = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    shares = p[w > 0] / w[w > 0]
+    if shares.size and np.all(shares == shares[0]):
+        return all_alike(float(shares[0]), shares.size)
     return bootstrap(lambda counts: _ratio(counts @ p, counts @ w), p.size, seed=seed, resamples=resamples)
 
 
@@ -168,7 +174,7 @@ def pair_agreement(one: ArrayLike, other: ArrayLike, *, seed: int = 0, resamples
     return {
         "items": int(a.size),
         "decided": int(decided.sum()),
-        "agreement": interval(lambda c: c @ (a == b) / a.size),
+        "agreement": asdict(share(a == b, np.ones(a.size), seed=seed, resamples=resamples)),
         "agreement_decided": asdict(share((a == b) & decided, decided, seed=seed, resamples=resamples)),
         "kappa": interval(lambda c: kappa_of_tables(c @ cells, values, "nominal")),
         "kappa_linear": interval(lambda c: kappa_of_tables(c @ cells, values, "linear")),

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from ppomax.config import Section
+from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import Floats, agreement_report
 from ppomax.evaluate.categories import label
@@ -113,6 +114,11 @@ def report_duels(config: DuelReportConfig) -> dict[str, Any]:
 
     Of files of votes: what `votes.report_votes` gives.
     """
+    for place in config.duels:
+        if not Path(expand_path(place)).exists():
+            raise UserError(
+                f"duels: {place} does not exist: a file of votes, or the directory of a finished duel, is expected"
+            )
     of_votes = [is_votes(place) for place in config.duels]
     if all(of_votes):
         return _report_votes(config)

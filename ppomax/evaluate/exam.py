@@ -22,8 +22,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -295,6 +297,8 @@ def _check(name: str, rows: Sequence[dict[str, Any]], room: int | None, ranks: R
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Overall, by category, by subject and by data: n, chance and, for each measure, accuracy with a 95% Wilson interval.
 
+    Subjects of the same name in several exams are several; by_subject then has "data: subject".
+
     There every question counts alike. mean_over_subjects: overall and by category with every subject counting alike (C-Eval's
     own averages), n: subjects.
     """
@@ -307,18 +311,25 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             out[measure] = {"accuracy": right / len(part), "interval": wilson(right, len(part))}
         return out
 
-    def by(key: str) -> dict[str, Any]:
-        return {name: one([r for r in sat if r[key] == name]) for name in dict.fromkeys(r[key] for r in sat)}
+    def by(key: Callable[[dict[str, Any]], Any], part: Sequence[dict[str, Any]] = sat) -> dict[Any, Any]:
+        groups: dict[Any, list[dict[str, Any]]] = {}
+        for row in part:
+            groups.setdefault(key(row), []).append(row)
+        return {name: one(rows) for name, rows in groups.items()}
+
+    exams = Counter(subject for _, subject in {(r["data"], r["subject"]) for r in sat})
+
+    def subject(row: dict[str, Any]) -> str:
+        return row["subject"] if exams[row["subject"]] == 1 else f"{row['data']}: {row['subject']}"
 
     def over_subjects(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        subjects = [
-            one([r for r in part if r["subject"] == name]) for name in dict.fromkeys(r["subject"] for r in part)
-        ]
-        return {measure: mean_over([subject[measure] for subject in subjects]) for measure in MEASURES}
+        subjects = list(by(subject, part).values())
+        return {measure: mean_over([found[measure] for found in subjects]) for measure in MEASURES}
 
     categories = {name: [r for r in sat if r["category"] == name] for name in dict.fromkeys(r["category"] for r in sat)}
     return {
-        "overall": one(sat), "by_category": by("category"), "by_subject": by("subject"), "by_data": by("data"),
+        "overall": one(sat), "by_category": by(itemgetter("category")), "by_subject": by(subject),
+        "by_data": by(itemgetter("data")),
         "mean_over_subjects": {
             "overall": over_subjects(sat),
             "by_category": {name: over_subjects(part) for name, part in categories.items()},

@@ -42,6 +42,8 @@ from ppomax.evaluate.agreement import (
 
 Row = Mapping[str, Any]
 VALUES = np.array([-1.0, 0.0, 1.0])
+PEOPLE = "expert|author|annotator|human|user|worker|rater|crowd|person"
+"""judges that are told apart by a number (expert_1, expert_2) and taken together; gpt_3 and gpt_4 are two judges"""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ def read_votes(place: str) -> tuple[list[Vote], dict[str, int]]:
     for path, _, _, given in open_source(place, None):
         rows = list(given)
         scale = _scale(path, [row for _, row in rows if "preference" in row])
-        for number, (origin, row) in enumerate(rows):
+        for origin, row in rows:
             try:
                 if "preference" in row:
-                    votes.append(_preference(row, origin, stem, scale, number))
+                    votes.append(_preference(row, origin, stem, scale))
                 elif "winner" in row or "g1_winner" in row:
                     votes.append(_winner(row, origin))
                 else:
@@ -116,13 +118,18 @@ def _winner(row: Row, origin: str) -> Vote:
     sign = signs[0] if len(set(signs)) == 1 else 0.0
     if a == b:
         raise _NoVote("both sides of one model")
-    question, judge = str(row["question_id"]), row["judge"]
+    question, judge = _text(row["question_id"]), row["judge"]
     if isinstance(judge, list | tuple):  # FastChat: its name and its prompt, another one for the second turn
         judge = " ".join(re.sub(r"^pair-.*", "pair", str(part)) for part in judge)
-    part = f"turn {row['turn']}" if row.get("turn") is not None else ""
+    part = f"turn {_text(row['turn'])}" if row.get("turn") is not None else ""
     first, second = sorted((a, b))
-    kind = re.sub(r"(?<=[^\W\d])_\d+$", "", str(judge))
+    kind = re.sub(rf"^({PEOPLE})_\d+$", r"\1", str(judge))
     return Vote(question, (question, first, second), part, str(judge), kind, sign if first == a else 0.0 - sign)
+
+
+def _text(value: Any) -> str:
+    """An id as text: 81.0, as tables with gaps have it, is 81."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _number(value: Any) -> float | None:
@@ -147,7 +154,7 @@ def _scale(path: str, rows: Sequence[Row]) -> tuple[float, float]:
     )
 
 
-def _preference(row: Row, origin: str, stem: str, scale: tuple[float, float], number: int) -> Vote:
+def _preference(row: Row, origin: str, stem: str, scale: tuple[float, float]) -> Vote:
     given = _number(row["preference"])
     if given is None:
         raise _NoVote("no preference")
@@ -162,7 +169,7 @@ def _preference(row: Row, origin: str, stem: str, scale: tuple[float, float], nu
     name, index = row.get("annotator"), row.get("annotator_index")
     kind = str(name) if name is not None else stem
     # nobody named: every row is somebody else's
-    judge = kind if name is not None and index is None else f"{kind} {index if index is not None else f'#{number}'}"
+    judge = kind if name is not None and index is None else f"{kind} {index if index is not None else origin}"
     return Vote(question, (question, *sorted((a, b))), "", judge, kind, value if a <= b else 0.0 - value)
 
 
@@ -176,8 +183,10 @@ def report_votes(places: Sequence[str], *, seed: int = 0, resamples: int = 1000)
     pairs: of each two kinds what `agreement_of_kinds` gives. UserError where no two votes are on the same pair.
     """
     votes: list[Vote] = []
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for place in places:
+        if any(Path(expand_path(place)).samefile(expand_path(other)) for other in files):
+            raise UserError(f"duels: {place} is given twice: its votes would count twice")
         own, without = read_votes(place)
         files[place] = {"votes": len(own), "without": without}
         votes += own

@@ -117,26 +117,35 @@ def fit_length(outcomes: Outcomes, length_difference: Numbers) -> LengthFit:
     return LengthFit(float(intercept[0]), float(slope[0]))
 
 
-def win_rate_interval(outcomes: Outcomes, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Estimate:
-    """Win rate (ties as half) with its percentile bootstrap interval over prompts.
+def all_alike(value: float, n: int, *, level: float = 0.95) -> Estimate:
+    """Exact interval of a share whose n units (prompts, questions) all have the same ``value`` from 0 to 1.
 
-    Where all prompts came out alike, resamples do too, and would make six wins of six certain. Then the interval is the
-    exact one: outcomes that nobody saw are at most so frequent that as many prompts without one have half of 1 - ``level``
-    as their probability (Clopper and Pearson), and may all be losses, or all wins.
+    Resamples of them are alike too, and would make six wins of six certain. But what nobody saw is at most so frequent that
+    n units without it have half of 1 - ``level`` as their probability (Clopper and Pearson), and may be all 0, or all 1.
     """
+    unseen = 1 - ((1 - level) / 2) ** (1 / n)
+    return Estimate(value, value * (1 - unseen), value + (1 - value) * unseen)
+
+
+def win_rate_interval(outcomes: Outcomes, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Estimate:
+    """Win rate (ties as half) with its percentile bootstrap interval over prompts; `all_alike` where that is a point."""
     y = as_half_wins(outcomes)
     if np.all(y == y[0]):
-        unseen = 1 - ((1 - level) / 2) ** (1 / y.size)
-        return Estimate(float(y[0]), float(y[0] * (1 - unseen)), float(y[0] + (1 - y[0]) * unseen))
+        return all_alike(float(y[0]), y.size, level=level)
     return _bootstrap(lambda counts: counts @ y / y.size, win_rate(outcomes), y.size, seed, resamples, level)
 
 
 def length_controlled_interval(
     outcomes: Outcomes, length_difference: Numbers, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> Estimate:
-    """Length-controlled win rate with its percentile bootstrap interval: the model is fitted anew to each resample."""
+    """Length-controlled win rate with its percentile bootstrap interval: the model is fitted anew to each resample.
+
+    Where all outcomes are alike, length explains nothing of them: `all_alike`.
+    """
     y, x = as_half_wins(outcomes), length_feature(length_difference)
     value = fit_length(outcomes, length_difference).win_rate
+    if np.all(y == y[0]):
+        return all_alike(float(y[0]), y.size, level=level)
     return _bootstrap(lambda counts: _sigmoid(fit_logistic(x, y, counts)[0]), value, y.size, seed, resamples, level)
 
 

@@ -97,7 +97,8 @@ class LiveJudge:
     def evaluate(self, engine: Engine, iteration: int, update: int) -> None:
         """Draw, judge and compare the policy's answers; one more line, and perhaps a new best policy.
 
-        An LLM judge that cannot be asked leaves no line.
+        An LLM judge that cannot be asked leaves no line; one that gave a verdict on fewer than half of the answers leaves
+        one, but finds no best policy: a single win would be 100%, for good.
         """
         answers = self.ranks.collect(self._answers(engine))
         numbers = self._numbers(answers, iteration)
@@ -108,7 +109,8 @@ class LiveJudge:
         # written anew as a whole: no half line, and none of a life that was killed
         self.run.write(FILE, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in self.lines))
         win_rate = numbers["eval/win_rate"]
-        if self.config.watch.keep_best and (self.best is None or win_rate > self.best):
+        enough = 2 * numbers["eval/prompts"] >= len(self.prompts)
+        if self.config.watch.keep_best and enough and (self.best is None or win_rate > self.best):
             self.best = win_rate
             policy = to_save(self.setup.policy)
             if self.ranks.is_main:

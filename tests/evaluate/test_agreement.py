@@ -142,7 +142,10 @@ def test_length_bias_by_hand() -> None:
     found = length_bias([1, 0, -1, 1, -1, NAN], [9, 9, 1, 1, 5, 9], [1, 1, 9, 9, 5, 1], resamples=100)
     assert found["unequal"] == 4 and found["longer_wins"]["value"] == pytest.approx(2.5 / 4)
     liking = length_bias([1, -1] * 50, [9, 1] * 50, [1, 9] * 50, resamples=100)
-    assert liking["longer_wins"] == {"value": 1.0, "low": 1.0, "high": 1.0} and liking["slope"]["low"] > 1
+    assert (
+        liking["longer_wins"] == {"value": 1.0, "low": pytest.approx(0.025 ** (1 / 100)), "high": 1.0}
+        and liking["slope"]["low"] > 1
+    )
 
 
 def test_alpha_of_all_judges_and_of_each_pair() -> None:
@@ -293,3 +296,13 @@ def test_judges_without_a_common_item() -> None:
     assert common["ac"]["items"] == 0 and np.isnan(common["ac"]["kappa"]["value"])
     assert common["ab"]["items"] == common["bc"]["items"] == 1
     assert report["all_judges"]["alpha_nominal"]["value"] == pytest.approx(1.0)
+
+
+def test_what_is_alike_in_all_prompts_is_not_certain() -> None:
+    """.025 ** (1 / 3) = .2924; prompts with no part in the whole count for nothing."""
+    found = share([2.0, 1.0, 0.0, 3.0], [2.0, 1.0, 0.0, 3.0], resamples=20)
+    assert found.value == 1.0 and (found.low, found.high) == (pytest.approx(0.2924, abs=5e-5), 1.0)
+    half = share([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], resamples=20)
+    assert (half.low, half.high) == (pytest.approx(0.1462, abs=5e-5), pytest.approx(0.8538, abs=5e-5))
+    same = pair_agreement([1, 0, -1], [1, 0, -1], resamples=20)["agreement"]
+    assert same == {"value": 1.0, "low": pytest.approx(0.2924, abs=5e-5), "high": 1.0}

@@ -443,3 +443,8 @@ def test_questions_or_subjects_count_alike() -> None:
         means["overall"]["acc"]["accuracy"] == pytest.approx((3 / 4 + 0 + 1) / 3) and means["overall"]["acc"]["n"] == 3
     )
     assert means["by_category"]["STEM"]["acc_norm"]["accuracy"] == pytest.approx(3 / 8)
+    assert found["by_subject"].keys() == {"s", "t", "u"}
+    # another exam with a subject of the same name, wrong on both questions: a subject of its own
+    twice = summarise([*rows, *({**rows[4], "subject": "s", "data": "e"} for _ in range(2))])
+    assert twice["mean_over_subjects"]["overall"]["acc"]["accuracy"] == pytest.approx((3 / 4 + 0 + 1 + 0) / 4)
+    assert {name: part["n"] for name, part in twice["by_subject"].items()} == {"d: s": 4, "t": 1, "u": 1, "e: s": 2}

@@ -214,3 +214,35 @@ def test_what_is_no_file_of_votes(tmp_path: Path, capsys: pytest.CaptureFixture[
         from ppomax.evaluate.duel_report import DuelReportConfig, report_duels
 
         report_duels(DuelReportConfig(duels=[str(tmp_path / "v.jsonl"), str(tmp_path)]))
+
+
+def test_a_number_tells_people_apart_but_not_models(tmp_path: Path) -> None:
+    judges = ("expert_1", "expert_2", "claude_2", "claude_3", "gpt_4", "李_1")
+    votes, _ = read_votes(write(tmp_path / "v.jsonl", [mt_bench(judge, "tie") for judge in judges]))
+    assert [v.kind for v in votes] == ["expert", "expert", "claude_2", "claude_3", "gpt_4", "李_1"]
+    assert [v.judge for v in votes] == list(judges)
+
+
+def test_ids_that_a_table_with_gaps_made_fractions(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", [mt_bench("m", "model_a") | {"question_id": 81.0, "turn": 1.0}])
+    other = write(tmp_path / "other.jsonl", [mt_bench("n", "model_a") | {"question_id": 81, "turn": 1}])
+    parts = report_votes([one, other], resamples=20)["parts"]
+    assert list(parts) == ["turn 1"] and parts["turn 1"]["items"] == 1
+
+
+def test_people_without_names_in_two_files_of_one_name_are_others(tmp_path: Path) -> None:
+    rows = [{"instruction": "q", "output_1": "a", "output_2": "b", "preference": p} for p in (1, 2)]
+    places = []
+    for folder in ("p", "q"):
+        (tmp_path / folder).mkdir()
+        places.append(write(tmp_path / folder / "people.jsonl", rows))
+    (found,) = report_votes(places, resamples=20)["parts"]["all"]["pairs"]
+    assert (found["votes"], found["same_judge"]) == (6, 0)
+
+
+def test_a_place_given_twice_or_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "v.jsonl", [mt_bench("m", "tie"), mt_bench("n", "tie")])
+    assert main(["duel", "report", file, str(tmp_path / "." / "v.jsonl")]) == 2
+    assert "v.jsonl is given twice: its votes would count twice" in capsys.readouterr().err
+    assert main(["duel", "report", str(tmp_path / "nix.jsonl")]) == 2
+    assert "nix.jsonl does not exist: a file of votes, or the directory" in capsys.readouterr().err

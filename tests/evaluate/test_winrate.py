@@ -115,7 +115,7 @@ def test_equal_lengths_leave_the_win_rate_alone() -> None:
     fit = fit_length(BY_HAND, [7.0] * 6)
     assert fit.slope == 0 and fit.win_rate == pytest.approx(win_rate(BY_HAND), abs=1e-9)
     every = length_controlled_interval(np.ones(20, dtype=np.int8), [0.0] * 20)
-    assert (every.value, every.low, every.high) == pytest.approx((1, 1, 1), abs=1e-9)
+    assert (every.value, every.low, every.high) == pytest.approx((1, 0.025 ** (1 / 20), 1), abs=1e-9)
 
 
 def plant(seed: int, *, quality: float, length: float, shift: float, n: int = 600) -> tuple[np.ndarray, np.ndarray]:
@@ -193,5 +193,7 @@ def test_prompts_that_all_come_out_alike_leave_room_for_others(
     found = win_rate_interval(np.full(6, outcome, dtype=np.int8))
     assert found.value == value
     assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    controlled = length_controlled_interval(np.full(6, outcome, dtype=np.int8), np.arange(6.0), resamples=20)
+    assert (controlled.value, controlled.low, controlled.high) == (value, found.low, found.high)
     many = win_rate_interval(np.full(2000, outcome, dtype=np.int8))
     assert many.high - many.low < 0.0019

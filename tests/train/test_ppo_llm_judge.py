@@ -173,6 +173,20 @@ def test_prompts_without_a_verdict_are_counted_and_left_out(tmp_path: Path, caps
     assert "answers to 3 held-out prompts (2 more without a verdict)" in capsys.readouterr().err
 
 
+def test_few_verdicts_find_no_best_policy(tmp_path: Path) -> None:
+    """Two verdicts of five leave a line, but one win would be 100%, and no later policy could be better."""
+    run(tmp_path / "scored", {**SCORED, "iterations": 1})
+    refused = {row["response"] for row in lines(tmp_path / "scored/judge/sampled.jsonl")[:3]}
+
+    def plan(first: str, second: str, times: int) -> str | None:
+        return "refusal" if refused & {first, second} else None
+
+    with RuleServer(plan=plan) as server:
+        run(tmp_path / "run", compared(server.url, iterations=1))
+    assert [row["eval/prompts"] for row in lines(tmp_path / "run/evaluations.jsonl")] == [2, 2]
+    assert not (tmp_path / "run/best").exists() and (tmp_path / "scored/best").exists()
+
+
 def test_an_endpoint_that_is_gone_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = f"http://127.0.0.1:{free_port()}/v1"
     without = run(tmp_path / "silent", {**SCORED, "watch.judge": []})
