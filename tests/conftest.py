@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+# how long examples take says something about the machine, and nothing about the code
+settings.register_profile("ppomax", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ppomax")
 torch.set_num_threads(int(os.environ.get("PPOMAX_TEST_THREADS", "1")))
 
 

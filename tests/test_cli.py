@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -194,11 +194,17 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def processor_time() -> float:
+    """Seconds that children which have ended took: unlike those on the clock, they do not grow with what others do."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_as_a_program() -> None:
-    began = time.monotonic()
+    began = processor_time()
     overview = python("-X", "importtime", "-m", "ppomax", "--help")
     assert overview.returncode == 0 and "usage: ppomax VERB" in overview.stdout
-    assert time.monotonic() - began < 5
+    assert processor_time() - began < 5
     for module in ("torch", "transformers", "pydantic", "rich"):  # so that help is instant
         assert f" {module}\n" not in overview.stderr
     options = python("-X", "importtime", "-m", "ppomax", "ppo", "--help")

@@ -63,6 +63,8 @@ def claim_figure(arms: Arms, metrics: Sequence[str], path: Path) -> None:
         drawn = np.concatenate([line.get_ydata() for line in axis.get_lines()] or [np.ones(1)]).astype(float)
         if drawn.min() > 0 and drawn.max() > 50 * drawn.min():
             axis.set_yscale("log")
+        elif "kl" in metric and drawn.max() > 50:  # from 0 on; arms that hold would all lie on one line
+            axis.set_yscale("symlog", linthresh=1.0)
         axis.grid(alpha=0.25)
     for axis in list(axes.flat)[len(metrics) :]:
         axis.set_visible(False)

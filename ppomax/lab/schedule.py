@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ppomax.lab.plan import Run, placed, start_pipelines, world_code
@@ -119,7 +123,8 @@ class Workshop:
             if not free:
                 left.append(job)
                 continue
-            self.running[job.name] = (job, self._process(job), time.monotonic())
+            with _uninterrupted():  # a process that has begun must be known, or nobody would end it
+                self.running[job.name] = (job, self._process(job), time.monotonic())
             self.begun.append(job)
         return left
 
@@ -177,6 +182,29 @@ class Workshop:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are dealt with after the block. Only the main thread is ever interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))  # and not, say, ignored
+    }
+    for number in before:
+        signal.signal(number, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for what, frame in came[:1]:
+            before[signal.Signals(what)](what, frame)
 
 
 def last_line(log: Path) -> str:

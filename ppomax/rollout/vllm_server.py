@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -116,7 +116,10 @@ class VLLMServer:
         self._halt.clear()
         pool = ThreadPoolExecutor(min(at_once, len(requests)), thread_name_prefix="vllm")
         try:
-            return list(pool.map(self._draw_one, requests))
+            drawn = [pool.submit(self._draw_one, request) for request in requests]
+            for done in as_completed(drawn):
+                done.result()  # the first failure counts at once, whichever request it befalls
+            return [each.result() for each in drawn]
         finally:
             self._halt.set()  # after a failure: the others need not wait out their pauses
             pool.shutdown(cancel_futures=True)

@@ -167,6 +167,7 @@ class Worker:
     def __init__(self, name: str, about: About) -> None:
         self.name, self.about = name, about
         self.on = True
+        self._telling = threading.Lock()
         self._waiting: queue.Queue[tuple[str, int, tuple[Any, ...]] | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         if name not in sys.modules and importlib.util.find_spec(name) is None:
@@ -212,10 +213,12 @@ class Worker:
             self._off(f"{type(error).__name__}{': ' + first[0] if first else ''}")
 
     def _off(self, why: str) -> None:
-        if self.on:
-            self.on = False
-            print(f"tracker {self.name} is off: {why}; training goes on, and metrics.jsonl has everything",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        # both threads may find a reason; off only once it is told, or nobody would wait for the line
+        with self._telling:
+            if self.on:
+                print(f"tracker {self.name} is off: {why}; training goes on, and metrics.jsonl has everything",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                self.on = False
 
 
 class Trackers:

@@ -24,6 +24,11 @@ from ppomax.annotate.store import Store
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 HOSTILE = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title='pwned'\">" + "x" * 400
+CLOCK = """
+{ const now = Date.now.bind(Date), began = now();
+  Date.now = () => window.late ? now() + 1000 : began; }
+"""
+"""stands still until a test says that it is late"""
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27}
 
 
@@ -77,6 +82,8 @@ class Chromium:
             elif answer.get("method") == "Runtime.exceptionThrown":
                 self.problems.append(str(answer["params"]))
             elif answer.get("id") == self.number:
+                if method == "Runtime.evaluate" and "error" in answer:  # the page went while it was asked
+                    return {"result": {}}
                 assert "error" not in answer, answer
                 return answer["result"]
 
@@ -92,13 +99,16 @@ class Chromium:
     def go(self, url: str, width: int) -> None:
         phone = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **phone)
+        self.value("window.old = true")
         self.call("Page.navigate", url=url)
+        self.wait("!window.old")
         self.settle()
 
     def settle(self) -> None:
-        """The page is whole, and old enough to take keys."""
+        """The page is whole, and by its clock (CLOCK, where it is set) old enough to take keys."""
         self.wait("document.readyState === 'complete' && location.search === '' && location.href.startsWith('http')")
-        time.sleep(0.5)
+        time.sleep(0.5)  # what came too early has time to do harm
+        self.value("window.late = true")
 
     def press(self, key: str) -> None:
         about: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0].upper()))}
@@ -132,14 +142,15 @@ def count_is(store: Store, n: int) -> None:
 def test_keys_widths_and_hostile_text(tmp_path: Path, browser: Chromium) -> None:
     items = [item(0, HOSTILE, "short"), *(item(i, "long answer\n" * 60, HOSTILE) for i in range(1, 6))]
     store = begin(tmp_path, items)
+    browser.call("Page.addScriptToEvaluateOnNewDocument", source=CLOCK)
     pictures = os.environ.get("PPOMAX_PICTURES")
     with serving(store, ["anna"]) as (server, _):
         url = server.url(store.annotators()[0])
         for width in (1200, 390):
             for language in ("en", "zh"):
                 browser.go(url, width)
-                browser.value(f"location.search = 'language={language}'")
-                time.sleep(0.3)
+                browser.value(f"window.old = true; location.search = 'language={language}'")
+                browser.wait("!window.old")
                 browser.settle()
                 assert browser.value("document.documentElement.lang") == language
                 assert browser.value("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
@@ -173,24 +184,26 @@ def test_keys_widths_and_hostile_text(tmp_path: Path, browser: Chromium) -> None
             last = store.judgements()[-1]
             assert last.choice == choice
             assert (last.strength, last.reason) == (("clear", "u1") if key == "3" else (None, ""))
+            browser.wait(
+                f"document.body.innerText.replace('您已评判', 'judged by you').includes('judged by you: {done}')"
+            )
             browser.press("1")  # at once, as the second half of a double press would be
             browser.settle()
-            assert f"judged by you: {done}" in browser.value("document.body.innerText").replace(
-                "您已评判", "judged by you"
-            )
             assert len(store.judgements()) == done
         browser.press("ArrowDown")  # a long page: scrolls
         time.sleep(0.3)
         assert len(store.judgements()) == done
         browser.value("window.scrollTo(0, document.documentElement.scrollHeight)")
-        browser.wait("window.scrollY > 0")
+        browser.wait("window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 40")
         browser.press("ArrowDown")
         count_is(store, done + 1)
         assert store.judgements()[-1].choice == "tie"
+        browser.wait("document.body && !document.getElementById('judge')")
         browser.settle()
-        assert not browser.value("document.getElementById('judge')")
+        assert browser.value("!document.getElementById('judge')")
         browser.press("u")
         count_is(store, done)
+        browser.wait("!!document.getElementById('judge')")
         browser.settle()
         assert browser.value("!!document.getElementById('judge')") and browser.value("document.title") != "pwned"
     assert browser.problems == [p for p in browser.problems if "favicon" in p]

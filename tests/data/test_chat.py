@@ -181,7 +181,9 @@ def test_template_kept_on_a_saved_tokenizer_encodes_the_same(chat: ChatFormat, t
 # ------------------------------------------------------------------------------------- borders, SFT = RM = PPO
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(contents=st.lists(st.text("ab </s>|\n你。<im_end", min_size=1, max_size=12), min_size=2, max_size=6))
 def test_prompt_and_response_join_to_the_dialogue(chat: ChatFormat, contents: list[str]) -> None:
     messages = turns(*contents[: len(contents) // 2 * 2])

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,13 @@ def test_an_endpoint_that_is_down_or_refuses(tmp_path: Path) -> None:
 
 
 def test_a_killed_duel_asks_nothing_twice(tmp_path: Path) -> None:
-    with JudgeServer(pause=0.15) as server:
+    killed = threading.Event()
+
+    def plan(first: str, second: str, times: int) -> None:
+        if server.requests > 8:  # further replies wait for the kill, so that it comes before the end
+            killed.wait(120)
+
+    with JudgeServer(plan=plan, pause=0.15) as server:
         fields = settings(tmp_path, server, count=12, endpoint={"concurrency": 2})
         (tmp_path / "duel.yaml").write_text(json.dumps(fields))
         command = [sys.executable, "-m", "ppomax", "duel", str(tmp_path / "duel.yaml")]
@@ -139,6 +146,7 @@ def test_a_killed_duel_asks_nothing_twice(tmp_path: Path) -> None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        killed.set()
         kept = read_whole(file)
         assert 4 <= len(kept) < 12
         with file.open("ab") as tail:

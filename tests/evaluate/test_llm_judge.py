@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,7 +221,13 @@ def test_a_duel_end_to_end_and_no_key_on_disk(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_killed_duel_asks_nothing_twice(tmp_path: Path) -> None:
-    with JudgeServer(pause=0.05) as server:
+    killed = threading.Event()
+
+    def plan(first: str, second: str, times: int) -> None:
+        if server.requests > 60:  # further replies wait for the kill, so that it comes before the end
+            killed.wait(120)
+
+    with JudgeServer(plan=plan, pause=0.05) as server:
         fields = settings(tmp_path, server, count=60, concurrency=3)
         (tmp_path / "duel.yaml").write_text(json.dumps(fields))
         command = [sys.executable, "-m", "ppomax", "duel", str(tmp_path / "duel.yaml")]
@@ -231,6 +238,7 @@ def test_a_killed_duel_asks_nothing_twice(tmp_path: Path) -> None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        killed.set()
         file = tmp_path / "run" / "judge_raw.jsonl"
         assert file.exists(), (tmp_path / "log").read_text()
         kept = file.read_bytes()

@@ -363,7 +363,7 @@ def test_http_gives_up_with_the_reason(endpoint: Endpoint, chat: ChatFormat) -> 
     with pytest.raises(UserError, match=r"failed 3 times, the last time with: HTTP status 500"):
         http(endpoint, chat, retries=2)(samples)
     assert len(endpoint.requests) == 3
-    endpoint.replies = [(200, {"scores": [1, 2, 3]}, 1.0)]
+    endpoint.replies = [(200, {"scores": [1, 2, 3]}, 20.0)]
     with pytest.raises(UserError, match=r"failed 1 times, the last time with: no answer within 0.1 s"):
         http(endpoint, chat, retries=0, timeout=0.1)(samples)
     nobody = RewardSourceConfig(url="http://127.0.0.1:9/", retries=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,16 +83,18 @@ def test_no_more_than_so_many_are_under_way(fake: FakeVLLM) -> None:
     under_way: list[int] = []
     most: list[int] = []
 
+    met = threading.Barrier(3, timeout=60)
+
     def sampler(body: dict[str, Any]) -> tuple[list[int], list[float], str]:
         under_way.append(1)
         most.append(len(under_way))
-        time.sleep(0.02)
+        met.wait()  # none is answered before three are under way
         under_way.pop()
         return [1], [-1.0], "length"
 
     fake.sampler = sampler
-    client(fake).draw([request(1) for _ in range(12)], at_once=3)
-    assert 1 < max(most) <= 3
+    client(fake, timeout=60.0).draw([request(1) for _ in range(12)], at_once=3)
+    assert max(most) == 3
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, 408, "hang", "html", "empty"])
@@ -105,17 +108,18 @@ def test_what_may_pass_is_tried_again(fake: FakeVLLM, fault: Any) -> None:
 
 def test_a_slow_reply_is_given_up(fake: FakeVLLM) -> None:
     fake.faults["/v1/completions"] = ["slow"]
-    assert client(fake, timeout=0.3).draw([request(3)], 1)[0].ids == [3, 0, 7]
+    assert client(fake, timeout=1.0).draw([request(3)], 1)[0].ids == [3, 0, 7]
     fake.faults["/v1/completions"] = ["slow"] * 2
-    with pytest.raises(UserError, match=r"no reply within 0\.3 s"):
-        client(fake, timeout=0.3, retries=1).draw([request(3)], 1)
+    with pytest.raises(UserError, match="no reply within 1 s"):
+        client(fake, timeout=1.0, retries=1).draw([request(3)], 1)
 
 
-def test_pauses_grow(fake: FakeVLLM) -> None:
+def test_pauses_grow(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.faults["/weight_info"] = [500] * 3
-    began = time.monotonic()
-    assert client(fake, retries=3, first_pause=0.05).weight_version() == "default"
-    assert 0.35 <= time.monotonic() - began < 2  # 0.05 + 0.1 + 0.2
+    server, pauses = client(fake, retries=3, first_pause=0.05), []
+    monkeypatch.setattr(server._halt, "wait", pauses.append)
+    assert server.weight_version() == "default"
+    assert pauses == [0.05, 0.1, 0.2]
 
 
 def test_a_failure_does_not_wait_for_the_pauses_of_the_others(fake: FakeVLLM) -> None:
@@ -123,7 +127,7 @@ def test_a_failure_does_not_wait_for_the_pauses_of_the_others(fake: FakeVLLM) ->
     began = time.monotonic()
     with pytest.raises(UserError, match="refuses to sample"):
         client(fake, retries=9, first_pause=20).draw([request(i) for i in range(6)], at_once=6)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_server_that_is_gone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,7 +41,7 @@ class FakeVLLM(ThreadingHTTPServer):
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.requests: list[dict[str, Any]] = []
         self.on_load: Callable[[dict[str, Any]], None] | None = None
-        self.gone = False
+        self.gone, self.over = False, threading.Event()
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -50,6 +49,7 @@ class FakeVLLM(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over.set()
         self.gone = True  # connections that are kept open are no longer served either
         self.shutdown()
         self.server_close()
@@ -123,11 +123,11 @@ class Handler(BaseHTTPRequestHandler):
         queue = self.server.faults.get(parts.path, [])
         with self.server.lock:
             fault = queue.pop(0) if queue else None
-        if fault == "hang" or self.server.gone:  # the connection breaks
+        if fault == "slow":  # and never comes
+            self.server.over.wait(30)
+        if fault in ("hang", "slow") or self.server.gone:  # the connection breaks
             self.close_connection = True
             return
-        if fault == "slow":
-            time.sleep(0.6)
         if isinstance(fault, int):
             self.send(fault, json.dumps({"error": {"message": "out of luck", "code": fault}}))
         elif isinstance(fault, str) and fault in PAGES:

@@ -318,6 +318,10 @@ def test_a_real_kill_leaves_only_whole_checkpoints(tmp_path: Path) -> None:
                         save_checkpoint(tmp_path, step % 7, parts(n), keep=2)
             finally:
                 os._exit(1)
+        limit = time.monotonic() + 120
+        while not list_checkpoints(tmp_path):  # the first child; on a slow disk none comes within ten short lives
+            assert time.monotonic() < limit and os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.001)
         time.sleep(rng.uniform(0.02, 0.12))
         os.kill(child, signal.SIGKILL)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL  # not an error of its own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,9 @@ import torch
 
 from ppomax.errors import UserError
 from ppomax.train.parallel import Ranks, join, pick_device
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rank_tools import free_port
 
 TIMEOUT = 120.0
 
@@ -58,9 +60,7 @@ def worker() -> dict[str, Any]:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(2):
         env = os.environ | {

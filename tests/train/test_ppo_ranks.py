@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ppomax.train.ppo_update import Updater
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_tools import begin, end, forget_to_sync, start_script
 from ppo_tools import dialogues, lines, make_policy, make_tokenizer, run, timeless, weights
+from rank_tools import free_port
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "odd batches": {"rollout_batch": 7, "minibatch": 3, "advantage.normalise": True, "micro_batch_tokens": 60},
@@ -62,13 +62,6 @@ def train(folder: Path, name: str, rank: int, size: int, port: int) -> int:
     }
     (folder / f"{name}-{size}-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
     return 0
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 def script(folder: Path) -> None:

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from ppomax.train.requests import FILE, LOCK, StopRequested, _lock, ask, asked, 
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_tools import begin, differing, end, forget_to_sync, start_script
 from ppo_tools import byte_sum, lines, make_policy, make_tokenizer, run
+from rank_tools import free_port
 
 CHANGES: dict[str, Any] = {
     "iterations": 4, "critic.pretrain_iterations": 1, "checkpoint": {"every": 0, "keep": 9},
@@ -210,9 +210,7 @@ def script(folder: Path) -> None:
     make_tokenizer()
     codes: dict[str, list[int]] = {}
     for name, resume, at in (("plain", False, None), ("run", False, 1), ("run", True, None)):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         jobs = [functools.partial(one_rank, folder, name, rank, 2, port, resume, at) for rank in range(2)]
         pids = [begin(job, folder / "log") for job in jobs]
         codes[f"{name} {resume}"] = [end(pid) for pid in pids]

@@ -94,7 +94,9 @@ def step_gradients(trainee: RewardTrainee, pairs: list[EncodedPair], lm_coef: fl
 # ----------------------------------------------------------------------------------------------- loss
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 10), st.integers(1, 10)), min_size=1, max_size=5),
     lm_coef=st.sampled_from([0.0, 0.3, 1.0]),

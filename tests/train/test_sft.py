@@ -88,7 +88,9 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], to
 # ----------------------------------------------------------------------------------------------- loss
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     rows=st.lists(st.lists(st.integers(2, 12), min_size=1, max_size=4), min_size=1, max_size=3), seed=st.integers(0, 9)
 )
@@ -176,7 +178,9 @@ def test_micro_batches_do_not_change_training(
 # ----------------------------------------------------------------------------------------------- data
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(words=st.integers(1, 60), max_length=st.integers(8, 40))
 def test_long_text_is_cut_and_nothing_lost(tmp_path: Path, tokenizer: Any, words: int, max_length: int) -> None:
     text = " ".join(f"word{i}" for i in range(words))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,9 @@ from ppomax.config import RewardConfig, SFTConfig
 from ppomax.data.records import Dialogue, PreferencePair
 from ppomax.train.reward import train_reward
 from ppomax.train.sft import train_sft
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rank_tools import free_port
 
 WORKER = """
 import sys
@@ -63,9 +65,7 @@ def test_two_ranks_equal_one(
     sft, reward = configs("one")
     train_sft(sft)
     train_reward(reward)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", WORKER, *(c.model_dump_json() for c in configs("two"))]
     base = os.environ | {
         "WORLD_SIZE": "2",

@@ -23,7 +23,8 @@ from view_tools import HOSTILE, make_run, serving
 
 from ppomax.data.records import Prompt
 from ppomax.train.checkpoint import list_checkpoints, step_of
-from ppomax.train.requests import StopRequested
+from ppomax.train.requests import StopRequested, ask
+from ppomax.view import server as view_server
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 PICTURES = os.environ.get("PPOMAX_PICTURES")
@@ -108,8 +109,16 @@ def iterations(path: Path) -> int:
     return len((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
 
 
-def test_a_run_in_progress(tmp_path: Path, browser: Browser) -> None:
+def test_a_run_in_progress(tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     root, path = tmp_path / "runs", tmp_path / "runs" / "live"
+    before_and_after = [0, 0]  # iterations, when the run was asked last: the way there takes any time
+
+    def asking(run: Path, request: str) -> None:
+        begun = iterations(path)
+        ask(run, request)
+        before_and_after[:] = begun, iterations(path)
+
+    monkeypatch.setattr(view_server, "ask", asking)
     root.mkdir()
     with serving(root) as (server, _):
         browser.go(server.url, 1200)
@@ -139,11 +148,11 @@ def test_a_run_in_progress(tmp_path: Path, browser: Browser) -> None:
             )
             browser.press("Escape")
 
-            asked_at = iterations(path)
             browser.click(".controls button")
             browser.wait("document.querySelector('.controls span').textContent.startsWith('checkpoint: obeyed')")
             (obeyed,) = lines(path / "requests.jsonl")
-            assert asked_at <= obeyed["iteration"] + 1 <= asked_at + 1, "within one iteration"
+            begun, asked_at = before_and_after
+            assert 0 < begun <= obeyed["iteration"] + 1 <= asked_at + 1, "within one iteration"
             assert [step_of(p) for p in list_checkpoints(path / "checkpoints")] == [obeyed["iteration"] + 1]
             for width in (1200, 390):
                 browser.go(browser.value("location.href"), width)
@@ -162,12 +171,12 @@ def test_a_run_in_progress(tmp_path: Path, browser: Browser) -> None:
             browser.click("button.stop")
             browser.wait("document.querySelector('dialog').open")
             browser.shot("sure")
-            asked_at = iterations(path)
             browser.click("dialog button.stop")
             browser.wait(f"{ENDED} === 'state stopped'")
             assert process.wait(timeout=60) == 7
             stopped = lines(path / "requests.jsonl")[-1]
-            assert stopped["request"] == "stop" and stopped["iteration"] + 1 == iterations(path) <= asked_at + 1
+            assert stopped["request"] == "stop" and stopped["iteration"] + 1 == iterations(path)
+            assert obeyed["iteration"] + 1 <= before_and_after[0] <= iterations(path) <= before_and_after[1] + 1
             assert f"ppomax ppo {path / 'config.yaml'} --resume" in browser.value("document.body.innerText")
             assert browser.value("document.querySelector('.controls button').hidden")
 
@@ -192,6 +201,12 @@ def test_a_run_in_progress(tmp_path: Path, browser: Browser) -> None:
     assert not told, "nothing on the console but the requests that the test let fail"
 
 
+def processors() -> tuple[int, int]:
+    """(at rest, in all) of the machine's processors since it was started, in ticks."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    return ticks[3], sum(ticks)
+
+
 def test_a_hundred_thousand_lines_and_a_dark_page(tmp_path: Path, browser: Browser) -> None:
     make_run(tmp_path / "runs" / "short", text=HOSTILE)
     long_run(tmp_path / "runs" / "long")
@@ -200,14 +215,13 @@ def test_a_hundred_thousand_lines_and_a_dark_page(tmp_path: Path, browser: Brows
         keys = {r["name"]: r["key"] for r in client.json("/api/runs")["runs"]}
         browser.go(server.url, 1200)
         browser.wait("document.querySelectorAll('tbody tr').length === 2")
-        begun = time.monotonic()
+        begun, before = time.monotonic(), processors()
         browser.go(f"http://127.0.0.1:{server.port}/run/{keys['long']}", 1200)
         browser.wait("document.querySelectorAll('figure path').length >= 6")
         seconds = time.monotonic() - begun
-        print(f"first paint after {seconds:.2f} s")
-        assert seconds < (2 if os.getloadavg()[0] < (os.cpu_count() or 1) / 2 else 20), (
-            "the limit is for a machine at rest"
-        )
+        rest, passed = (now - then for now, then in zip(processors(), before, strict=True))
+        print(f"first paint after {seconds:.2f} s, {rest / passed:.0%} of the processors at rest")
+        assert seconds < (2 if rest > passed / 4 else 20), "the limit is for a machine with a processor to spare"
         browser.wait("document.querySelector('main').innerText.includes('Thin: each iteration') && "
                      "!document.querySelector('main').innerText.includes('A long file')")  # fmt: skip
         browser.shot("long")
