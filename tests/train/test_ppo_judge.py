@@ -24,9 +24,10 @@ from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train import ppo_watch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kill_tools import begin, end, forget_to_sync, start_script, torture
+from kill_tools import end, forget_to_sync, start_script, torture
 from ppo_tools import QUESTIONS, byte_sum, lines, make_policy, make_tokenizer, prompts, run, skip_report, timeless
-from test_ppo_ranks import close, free_port
+from rank_tools import start_ranks
+from test_ppo_ranks import close
 
 JUDGED: dict[str, Any] = {
     "iterations": 5, "watch": {"judge": ["ppo_tools:byte_sum"], "judge_every": 2, "judge_prompts": 5, "tie_band": 0.3},
@@ -47,9 +48,7 @@ def one_run(directory: Path, resume: bool) -> int:
     return 0
 
 
-def rank_run(folder: Path, name: str, rank: int, size: int, port: int) -> int:
-    if size > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def rank_run(folder: Path, name: str, size: int, rank: int) -> int:
     run(folder / f"{name}-{size}", RANKS[name])
     return 0
 
@@ -61,9 +60,9 @@ def script(folder: Path) -> None:
     skip_report()
     codes = {}
     for name in RANKS:
-        port = free_port()
-        jobs = [functools.partial(rank_run, folder, name, r, n, port) for r, n in ((0, 1), (0, 2), (1, 2))]
-        codes[name] = [end(child) for child in [begin(job, folder / f"{name}-log") for job in jobs]]
+        jobs = {size: functools.partial(rank_run, folder, name, size) for size in (1, 2)}
+        children = [child for size, job in jobs.items() for child in start_ranks(job, size, folder / f"{name}-log")]
+        codes[name] = [end(child) for child in children]
     killed = torture(one_run, folder / "killed", seed=3, random_kills=2, chosen_kills=5)
     (folder / "results.json").write_text(json.dumps({"ranks": codes, "killed": killed}), encoding="utf-8")
 

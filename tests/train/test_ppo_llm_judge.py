@@ -27,9 +27,9 @@ from ppomax.train import ppo_compare
 sys.path.insert(0, str(Path(__file__).parent.parent / "evaluate"))
 sys.path.insert(0, str(Path(__file__).parent))
 from judge_server import SECRET, JudgeServer
-from kill_tools import begin, end, forget_to_sync, start_script
+from kill_tools import end, forget_to_sync, start_script
 from ppo_tools import byte_sum, lines, make_policy, make_tokenizer, prompts, run, skip_report, timeless
-from test_ppo_ranks import free_port
+from rank_tools import free_port, start_ranks
 
 BAND = 0.3
 SCORED: dict[str, Any] = {
@@ -70,9 +70,7 @@ def told(folder: Path) -> list[dict[str, Any]]:
     return lines(folder / "judge/judge_raw.jsonl")
 
 
-def one_run(folder: Path, url: str, rank: int, size: int, port: int) -> int:
-    if size > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def one_run(folder: Path, url: str, size: int, rank: int) -> int:
     ppo_compare.SIGN_OF_LIFE = 0.02
     run(folder / f"run-{size}", compared(url, iterations=2))
     return 0
@@ -83,10 +81,10 @@ def script(folder: Path) -> None:
     make_policy()(torch.tensor([[1]]))
     make_tokenizer()
     skip_report()
-    codes, port = [], free_port()
     with RuleServer(pause=0.05) as server:
-        jobs = [functools.partial(one_run, folder, server.url, r, n, port) for r, n in ((0, 1), (0, 2), (1, 2))]
-        codes = [end(child) for child in [begin(job, folder / "log") for job in jobs]]
+        jobs = {size: functools.partial(one_run, folder, server.url, size) for size in (1, 2)}
+        children = [child for size, job in jobs.items() for child in start_ranks(job, size, folder / "log")]
+        codes = [end(child) for child in children]
     (folder / "results.json").write_text(json.dumps({"codes": codes}), encoding="utf-8")
 
 
