@@ -39,6 +39,7 @@ RESULTS = Path("lab/results")
 TUNING = [
     Path("lab/development"),
     *sorted(p for arm in ("vanilla", "ppo_max") for p in RESULTS.glob(f"shared/{arm}-seed[234]-*.jsonl")),
+    *sorted(RESULTS.glob("*/eta_0*-seed[234]-*.jsonl")),
 ]
 """runs that were looked at while thresholds were chosen"""
 FED = {

@@ -21,6 +21,8 @@ WINDOW = 10
 """iterations over which a rate is measured"""
 SETTLED = 12
 """iterations of the policy before anything but spikes and numbers that are not finite is judged"""
+REIN = 2.0
+"""so much further may a policy go that a KL penalty in force holds back"""
 SIGNIFICANT = 5.0
 """a change counts once it is this many times the noise of an iteration's number"""
 
@@ -52,8 +54,21 @@ class Detector:
     """level from which it is one of two kinds that make a collapse"""
 
 
+def reined(h: History) -> bool:
+    """Whether the KL penalty is in force: it costs a tenth to all of the reward that was gained.
+
+    Less, and nothing holds the policy back; more, and it was not held. In between distance is bought, and ends where a nat
+    is no longer worth its price: it may be large without being a sign of collapse, and what it buys falls in any case.
+    """
+    coef, distance = h.now("kl/coef"), h.now("kl/ref_sequence")
+    first, now = h.start("reward/mean"), h.now("reward/mean")
+    if coef is None or distance is None or first is None or now is None or now <= first:
+        return False
+    return 0.1 <= coef * distance / (now - first) <= 1
+
+
 def kl_distance(h: History) -> Sign | None:
-    """KL a token against the entropy of the start.
+    """KL a token against the entropy of the start; against twice as much where the penalty is in force.
 
     A policy that only sharpens the reference, down to its likeliest answers, needs at most about the reference's own
     entropy; beyond it, the policy says what the reference would not.
@@ -61,10 +76,10 @@ def kl_distance(h: History) -> Sign | None:
     now, entropy = h.now("kl/ref"), h.start("policy/entropy")
     if now is None or not entropy or entropy < 1e-6:
         return None
-    share = now / entropy
-    if share < 2 / 3:  # a policy that holds was seen at .6 for a while
+    share, room = now / entropy, REIN if reined(h) else 1.0
+    if share < 2 / 3 * room:  # a policy that holds was seen at .6 for a while
         return None
-    level: Level = "collapse" if share >= 1 else "warning"
+    level: Level = "collapse" if share >= room else "warning"
     return Sign(level, f"KL to the reference is {now:.3g} nats a token, {share:.2g} of the entropy at the start")
 
 
@@ -79,7 +94,8 @@ def kl_acceleration(h: History) -> Sign | None:
     rate = theil_sen(values)
     usual = before / max(h.policy_iterations - WINDOW, 1)
     grown = rate * WINDOW
-    if rate <= 2 * usual or grown < SIGNIFICANT * residual_noise(values) or grown < 0.35 * entropy:
+    enough = 0.35 * entropy * (REIN if reined(h) else 1.0)
+    if rate <= 2 * usual or grown < SIGNIFICANT * residual_noise(values) or grown < enough:
         return None
     return Sign(
         "warning",
@@ -94,7 +110,7 @@ def reward_price(h: History) -> Sign | None:
     Where the reward model is right the two rise together in proportion; where it is being exploited distance grows faster.
     """
     first, unit = h.start("reward/mean"), h.start("reward/std")
-    if first is None or not unit:
+    if first is None or not unit or reined(h):
         return None
     rows = [r for r in h.rows[-2 * WINDOW :] if "reward/mean" in r and r.get("kl/ref_sequence", -1.0) > 0]
     if len(rows) < WINDOW:

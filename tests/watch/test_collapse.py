@@ -198,6 +198,44 @@ def test_a_policy_beyond_the_entropy_of_the_start_has_collapsed() -> None:
     assert [a.detector for a in found] == ["kl_distance"] and 91 <= found[0].iteration <= 97
 
 
+@pytest.mark.parametrize(
+    ("coef", "levels"),
+    [
+        # at i = 61 (two thirds of the entropy) 67 nats have bought .5 * sqrt(67) - .5 * sqrt(2.75) = 3.27: they cost 20.5 coef
+        # of it; at 91 (all of it) 100 nats have bought 4.17: 24 coef
+        (0.0, ["warning", "collapse"]),
+        (0.003, ["warning", "collapse"]),  # .06 and .07: nothing holds it
+        (0.02, []),  # .41 and .48: it is held, and may go twice as far
+        (0.1, ["warning", "collapse"]),  # 2 and more: it was not held
+    ],
+)
+def test_a_penalty_in_force_lets_it_go_further(coef: float, levels: list[str]) -> None:
+    rows = healthy(0, 110)
+    for i, row in enumerate(rows):
+        distance(i, row)
+        row["kl/coef"] = coef
+    assert [a.level for a in alarms_of(rows) if a.detector == "kl_distance"] == levels
+
+
+def test_a_penalty_in_force_has_limits_too() -> None:
+    rows = healthy(0, 110)
+    for i, row in enumerate(rows):
+        distance(2 * i, row)
+        row["kl/coef"] = 0.02
+    found = [(a.level, a.iteration) for a in alarms_of(rows) if a.detector == "kl_distance"]
+    assert [level for level, _ in found] == ["warning", "collapse"]
+    assert 61 <= found[0][1] <= 67 and 91 <= found[1][1] <= 97, "four thirds of the entropy, and twice the entropy"
+
+
+def test_under_a_penalty_in_force_the_price_falls_in_any_case() -> None:
+    """Nothing but distance comes after iteration 25: by 40, 16 nats have bought .5 * sqrt(10) - .5 = 1.08, and cost 15 coef of it."""
+    for coef, told in ((0.0, True), (0.003, True), (0.02, False)):
+        rows = with_fault(price)
+        for row in rows:
+            row["kl/coef"] = coef
+        assert any(a.detector == "reward_price" for a in alarms_of(rows)) is told
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_not_finite(value: float | None) -> None:
     rows = healthy(0, 20)
