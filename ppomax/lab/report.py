@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ MONITORS: Mapping[str, tuple[str, ...]] = {
 """section 5.2's four; a monitor of two numbers turns with the first of them"""
 FALL = 0.05
 """the win rate has fallen once it stays so far below its smoothed best"""
-OVER = ("C1", "C4")
+OVER = ("C1", "C1b", "C4")
 """claims whose arms are drawn over sqrt(KL)"""
 
 
@@ -74,7 +75,7 @@ def write_report(
 
 def intro(kept: Sequence[Result], unused: int, apart: str) -> str:
     """What the page rests on."""
-    worlds = sorted({str(r.header["world"]) for r in kept})
+    worlds = sorted({str(r.header["world"]) for r in kept if r.header["world"]})
     lines = [
         "Made by `ppomax lab report` from the files in the results folder. The rules were written before the runs; "
         "intervals are 95% over seeds (Student's t, paired by seed where arms are compared)."
@@ -83,13 +84,37 @@ def intro(kept: Sequence[Result], unused: int, apart: str) -> str:
         lines.append(f"**These are {apart} runs: a look, not counted.**")
     if worlds:
         lines.append(f"World version and hash: {', '.join(f'`{w}`' for w in worlds)}. Finished runs: {len(kept)}.")
+    elif kept:
+        lines.append(f"From a start that was given, in no world of ours. Finished runs: {len(kept)}.")
     else:
         lines.append(
             f"No run of the present settings is finished. The world's version and hash are now `{world_code()}`."
         )
+    if people := learnt_from(kept):
+        lines.append(people)
     if unused:
         lines.append(f"{unused} further result files are of other settings, claims or worlds and do not count.")
     return " ".join(lines)
+
+
+def learnt_from(kept: Sequence[Result]) -> str:
+    """Annotators and reward models of the ordinary starts, as the paper reports them: ranges over seeds."""
+    starts = {r.seed: r.header["start"] for r in kept if r.header["arm"] in ("vanilla", "ppo_max")}
+    ranges = []
+    for what, kind, number_of in (
+        ("annotators' accuracy", "pairs", lambda facts: facts["annotators"]["accuracy"]),
+        ("their agreement with one another", "pairs", lambda facts: facts["annotators"]["agreement"]),
+        ("the reward models' accuracy on held-out pairs", "reward", lambda facts: facts["accuracy"]),
+    ):
+        found = [
+            float(number_of(facts))
+            for start in starts.values()
+            for name, facts in start.items()
+            if re.fullmatch(rf"{kind}-[0-9a-f]{{8}}", name)
+        ]
+        if found:
+            ranges.append(f"{what} {min(found):.1%} to {max(found):.1%}")
+    return f"Over the starts of vanilla and ppo_max: {', '.join(ranges)}." if ranges else ""
 
 
 def table(claims: Mapping[str, Claim], chosen: Sequence[str], verdicts: Mapping[str, Verdict]) -> str:
@@ -199,9 +224,9 @@ def monitor_table(arms: Found) -> str:
     words = (
         "Which monitor turns first? A monitor (means over a few iterations of training) turns where it leaves, in two "
         f"successive values, the band around a line through its first {FIRST} values (Theil and Sen; 3 robust standard "
-        f"deviations, at least 5% of the level). The win rate falls where it stays {FALL:.0%} below its smoothed best, seen "
+        f"deviations, at least 5% of the level). The win rate falls where it stays {100 * FALL:.0f} points below its smoothed best, seen "
         "in evaluations that lie further apart. Numbers are policy updates, means over the seeds in which both happen; "
-        "positive: the monitor turns before the win rate falls."
+        "positive: the monitor turns before the win rate falls. First to turn: over all seeds, those that never fall too."
     )
     head = ["arm", "seeds that fall", "falls at", *(f"{name}: lead" for name in MONITORS), "first to turn"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

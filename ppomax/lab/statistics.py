@@ -18,6 +18,8 @@ from ppomax.lab.results import Result
 from ppomax.report.figures import running_mean
 
 Floats = NDArray[np.float64]
+EDGE = 1e-9
+"""what rounding may take from a difference that reaches a threshold"""
 SMOOTH = 3
 """evaluations of a running mean"""
 FIRST = 5
@@ -69,15 +71,23 @@ def end(values: Sequence[float], window: int = SMOOTH) -> float:
 
 
 def peak(values: Sequence[float]) -> float:
-    """The largest smoothed value after the first, which comes before any training and is chance around 1/2."""
-    return max(smooth(values)[1:] or values, default=math.nan)
+    """The largest mean of `SMOOTH` successive values after the first, which comes before any training and is chance around 1/2.
+
+    Of fewer values, their mean.
+    """
+    trained = values[1:] or values
+    windows = [trained[i : i + SMOOTH] for i in range(max(1, len(trained) - SMOOTH + 1))]
+    return max((end(window) for window in windows), default=math.nan)
 
 
 def onset(updates: Sequence[int], values: Sequence[float], drop: float) -> int:
-    """First update from which the smoothed curve stays ``drop`` below its best so far; the last update if it never does."""
+    """First update from which the smoothed curve stays ``drop`` below its best so far; the last update if it never does.
+
+    Smoothed values are means of three evaluations, of two at the ends of the curve.
+    """
     s = smooth(values)
     best = np.maximum.accumulate(s) if s else np.zeros(0)
-    fallen = [b - v >= drop for b, v in zip(best, s, strict=True)]
+    fallen = [b - v >= drop - EDGE for b, v in zip(best, s, strict=True)]
     for i in range(len(s)):
         if all(fallen[i:]):
             return updates[i]

@@ -21,7 +21,7 @@ import numpy as np
 from ppomax.errors import UserError
 from ppomax.lab.claims import Claim
 from ppomax.lab.results import Result
-from ppomax.lab.statistics import Estimate, curve, end, estimate, onset, peak
+from ppomax.lab.statistics import EDGE, Estimate, curve, end, estimate, onset, peak
 
 Arm = Mapping[int, Result]
 Arms = Mapping[str, Arm]
@@ -61,7 +61,11 @@ def verdict(claim: Claim, arms: Arms, *, apart: str = "") -> Verdict:
     try:
         found.outcome, found.why = function(kept, thresholds, found)
     except KeyError as error:
-        raise UserError(f"rule {claim.rule.function}: threshold or number {error} is missing") from None
+        if all(r.header["world"] for by_seed in kept.values() for r in by_seed.values()):
+            raise UserError(f"rule {claim.rule.function}: threshold or number {error} is missing") from None
+        return Verdict(
+            OPEN, f"needs {error}, which this start does not have", found.numbers, seeds
+        )  # a start that was given
     if apart:
         found.outcome = f"{apart}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: {found.outcome}"
     elif len(seeds) < claim.rule.seeds:
@@ -151,7 +155,7 @@ def _paired(one: Arm, other: Arm, number: Callable[[Result], float]) -> Estimate
 
 def _holds(result: Result, hold: float) -> bool:
     """Ends, at the iteration planned, within ``hold`` of its best."""
-    return _share_done(result) == 1 and _end(result) >= _best(result) - hold
+    return _share_done(result) == 1 and _end(result) >= _best(result) - hold - EDGE
 
 
 def _three(yes: bool, no: bool) -> str:
@@ -186,7 +190,7 @@ def collapse(arms: Arms, t: Mapping[str, Any], out: Verdict) -> tuple[str, str]:
             f"{t['steady']}: the same, {form.replace('_', ' ')}",
             _mean(arms[t["steady"]], partial(_last, form=form)),
         )
-    good = steady.mean >= t["steady_win_rate"]
+    good = steady.mean >= t["steady_win_rate"] and all(_share_done(r) == 1 for r in arms[t["steady"]].values())
     return _three(enough and good, True), f"{why}; {t['steady']} wins {steady.mean:.1%}"
 
 
@@ -393,7 +397,12 @@ def conflict(arms: Arms, t: Mapping[str, Any], out: Verdict) -> tuple[str, str]:
     for name, value in falls.items():
         out.note(f"{name}: falls at this share of the run", value)
         out.note(f"{name}: win rate at the end", _mean(arms[name], _end))
+    for name in t.get("beside", []):
+        if arms.get(name):
+            out.note(f"{name}: falls at this share of the run", _mean(arms[name], lambda r: _onset(r, t["drop"])))
     survive, suffer = ([falls[name].mean for name in t[side]] for side in ("survive", "suffer"))
+    if min(*survive, *suffer) == 1:
+        return OPEN, "none of them falls"
     gap = min(survive) - max(suffer)
     no = float(np.mean(survive)) <= float(np.mean(suffer))
     return _three(gap >= t["gain"], no), (

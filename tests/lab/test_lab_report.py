@@ -17,7 +17,7 @@ from lab_tools import CLAIMS, COMMON
 
 from ppomax.lab.claims import Claim, Common
 from ppomax.lab.plan import Planner, Run
-from ppomax.lab.report import fall, turns, write_report
+from ppomax.lab.report import fall, learnt_from, turns, write_report
 from ppomax.lab.results import write_result
 
 CLAIM_MODELS = {name: Claim.model_validate(raw) for name, raw in CLAIMS.items()}
@@ -113,3 +113,20 @@ def test_results_made_with_another_default_do_not_count(tmp_path: Path) -> None:
     assert "**not run yet**" in (tmp_path / "claims.md").read_text(encoding="utf-8")
     file = next((tmp_path / "results").rglob("*.jsonl"))
     assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["identity"]["gae.gamma"] == 0.5
+
+
+def test_what_the_reward_models_learnt_from() -> None:
+    def run(seed: int, arm: str, accuracy: float) -> Any:
+        start = {
+            "world-00000000": {"annotators": {"accuracy": 0.1, "agreement": 0.1}},
+            "pairs-0123abcd": {"annotators": {"accuracy": accuracy, "agreement": 0.7}},
+            "reward-0123abcd": {"accuracy": 0.7 + seed / 100}, "reward_second-0123abcd": {"accuracy": 0.2},
+        }  # fmt: skip
+        return made(seed, [0.5, 0.6], header={"arm": arm, "start": start})
+
+    told = learnt_from([run(1, "vanilla", 0.85), run(2, "ppo_max", 0.87), run(3, "vanilla_zh", 0.5)])
+    assert told == (
+        "Over the starts of vanilla and ppo_max: annotators' accuracy 85.0% to 87.0%, their agreement with one another 70.0% "
+        "to 70.0%, the reward models' accuracy on held-out pairs 71.0% to 72.0%."
+    )
+    assert learnt_from([]) == ""

@@ -351,6 +351,27 @@ def test_a_given_start_runs_the_arms_it_can(tmp_path: Path, capsys: pytest.Captu
     assert "left out: C1, arm early: needs the variant early" in caught.err
 
 
+def test_a_given_start_is_trained_judged_and_reported(folder: Path, tmp_path: Path) -> None:
+    """As with a model of somebody's own: a reward model judges, and there is no world."""
+    [start] = (folder / "work" / "starts").glob("seed-1")
+    [sft], [reward], [world] = (list(start.glob(f"{kind}-*")) for kind in ("sft", "reward", "world"))
+    write_lab(tmp_path)
+    given = [
+        "--model", str(sft / "final"), "--reward", str(reward / "final"), "--data", str(world / "prompts_train.jsonl"),
+        "--heldout", str(world / "prompts_heldout.jsonl"), "--judge", str(reward / "final"), "--seeds", "1",
+        "--results", str(tmp_path / "mine"), "--arms", "vanilla",
+    ]  # fmt: skip
+    assert lab(tmp_path, "run", "C1", *given) == 0
+    [found] = read_results(tmp_path / "mine").values()
+    assert found.header["world"] is None and "opponent" not in found.endpoint and "exam" not in found.endpoint
+    assert [r["update"] for r in found.evaluations] == [0, 1, 2] and found.endpoint["same_temperature"]["prompts"] == 8
+    page = tmp_path / "mine.md"
+    assert lab(tmp_path, "report", "C1", *given, "--out", str(page)) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "From a start that was given, in no world of ours. Finished runs: 1." in text
+    assert "0 of 2 seeds: no run yet of ppo_max" in text
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("lab", ["--help"]) == 0
     assert "ppomax lab report" in capsys.readouterr().out

@@ -35,6 +35,9 @@ def test_smooth_keeps_the_start() -> None:
     assert smooth([0.5, 0.6, 0.9, 0.6]) == pytest.approx([0.5, 0.75, 0.7, 0.75])
     assert smooth([]) == []
     assert peak([0.9, 0.6, 0.6, 0.6]) == pytest.approx(0.6), "the first value, before any training, is no peak"
+    assert peak([0.5, 0.7, 0.4, 0.4, 0.4]) == pytest.approx(0.5), "three values make a peak, at the ends too"
+    assert peak([0.5, 0.45, 0.45, 0.65, 0.65]) == pytest.approx(1.75 / 3)
+    assert peak([0.5, 0.6, 0.7]) == pytest.approx(0.65) and peak([0.4]) == pytest.approx(0.4)
     assert end([0.0, 0.3, 0.6, 0.9]) == pytest.approx(0.6)
 
 
@@ -64,3 +67,8 @@ def test_curves_leave_out_the_critic_and_what_is_not_finite() -> None:
     result.evaluations[0]["eval/kl"] = None
     assert curve(result, "loss/value") == ([10, 20], [1.0, 2.0])
     assert curve(result, "eval/kl") == ([10], [1.0])
+
+
+def test_a_drop_of_just_so_much_counts() -> None:
+    assert 0.6 - 0.5 < 0.1, "by rounding"
+    assert onset([0, 10, 20, 30, 40], [0.6, 0.6, 0.5, 0.5, 0.5], 0.1) == 30  # smoothed .6 .55 .533 .5 .5

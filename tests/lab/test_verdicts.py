@@ -53,6 +53,13 @@ class TestCollapse:
         less = [x * 0.99 for x in GAIN]
         assert apply("collapse", COLLAPSE, v=seeds(5, FALLS, reward=less), m=seeds(5, UP))[0] == NOT
 
+    def test_a_control_that_diverged_does_not_win(self) -> None:
+        broken = {"diverged": {"told": "loss/policy not finite", "policy_iterations": 3}, "iterations": 20}
+        whole, ended = seeds(5, UP, last=0.65), seeds(5, UP, last=0.65, header=broken)
+        bad = seeds(5, [0.5, 0.6, 0.6, 0.6, 0.4, 0.3, 0.2], reward=[*GAIN, 2.0])
+        assert apply("collapse", COLLAPSE, v=bad, m=whole)[0] == REPRODUCED
+        assert apply("collapse", COLLAPSE, v=bad, m=ended)[0] == NOT
+
     def test_without_a_peak_it_is_no_collapse(self) -> None:
         down = [0.5, 0.45, 0.4, 0.3, 0.3, 0.3]
         assert apply("collapse", COLLAPSE, v=seeds(5, down, reward=GAIN), m=seeds(5, UP))[0] == NOT
@@ -259,7 +266,9 @@ def test_conflict() -> None:
     assert apply("conflict", thresholds, a=up, b=up, c=late, d=falls)[0] == REPRODUCED
     assert apply("conflict", thresholds, a=falls, b=falls, c=late, d=falls)[0] == NOT
     assert apply("conflict", thresholds, a=up, b=late, c=late, d=falls)[0] == OPEN
-    assert apply("conflict", thresholds, a=up, b=up, c=up, d=up)[0] == NOT
+    assert apply("conflict", thresholds, a=up, b=up, c=up, d=up)[0] == OPEN, "none falls"
+    _, out = apply("conflict", {**thresholds, "beside": ["e", "f"]}, a=late, b=late, c=falls, d=falls, e=falls)
+    assert dict(out.numbers)["e: falls at this share of the run"].startswith("0.")
 
 
 @pytest.mark.parametrize(
@@ -362,3 +371,19 @@ def test_named_arms() -> None:
         "y",
         "z",
     ]
+
+
+def test_what_a_given_start_does_not_have() -> None:
+    words = {"words": "w", "function": "serves", "seeds": 1}
+    limits = {"own": "v", "others": ["a", "b"], "alive": 0.55}
+    claim = Claim(claim="c", figure="1", arms={n: Arm(base="x") for n in "vab"}, rule=Rule(**words, thresholds=limits))
+    arms = {n: {1: made(1, UP, header={"world": None})} for n in "vab"}
+    for by_seed in arms.values():
+        del by_seed[1].endpoint["same_temperature"]
+    found = verdict(claim, arms)
+    assert (found.outcome, found.why) == (OPEN, "needs 'same_temperature', which this start does not have")
+    in_a_world = {n: {1: made(1, UP)} for n in "vab"}
+    for by_seed in in_a_world.values():
+        del by_seed[1].endpoint["same_temperature"]
+    with pytest.raises(UserError, match="threshold or number 'same_temperature' is missing"):
+        verdict(claim, in_a_world)
