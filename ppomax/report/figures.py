@@ -262,17 +262,22 @@ def live_win_rate(
 
 
 def reward_histogram(
-    runs: Mapping[str, Sequence[Row]], path: str | Path, *, ridges: int = 8, span: tuple[float, float] | None = None
-) -> None:
+    runs: Mapping[str, Sequence[Row]], path: str | Path, *, ridges: int = 8, span: tuple[float, float] | None = None,
+    number: str = "score",
+) -> None:  # fmt: skip
     """Distribution of the training reward over fixed held-out prompts as training goes on (Fig. 13), a column a run.
 
     ``runs``: name -> rows of samples.jsonl. At most ``ridges`` times, the first and the last among them; a tick under
     each density marks its median. ``span``: lowest and highest score, where several figures are to have one range.
+    ``number``: ``score``, or ``length`` for the lengths of the same answers.
     """
+    title, unit = {"score": ("reward", "score of the reward model"), "length": ("length", "tokens of the answer")}[
+        number
+    ]
     figure = Figure(figsize=(max(5.5, 4.5 * len(runs)), 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(1, len(runs)), sharex=True, squeeze=False)[0]
-    by_run = {name: scores_by_update(rows) for name, rows in runs.items()}
+    by_run = {name: scores_by_update(rows, number) for name, rows in runs.items()}
     shown_of = {name: _spread_out(sorted(by_update), ridges) for name, by_update in by_run.items()}
     drawn = [score for name, by_update in by_run.items() for u in shown_of[name] for score in by_update[u]] or [0.0]
     drawn += span or ()
@@ -295,18 +300,18 @@ def reward_histogram(
             median = float(np.median(by_update[update]))
             axis.plot([median, median], [base, base + 0.22], color="black", linewidth=1.6, zorder=2 * level + 1)
         axis.set_yticks(range(len(shown)), [str(u) for u in reversed(shown)])
-        axis.set(title=label(name), xlabel="score of the reward model", ylabel=STEPS_LABEL)
+        axis.set(title=label(name), xlabel=unit, ylabel=STEPS_LABEL)
         axis.grid(alpha=0.25, axis="x")
-    figure.suptitle(f"reward over {_prompt_count(runs)} fixed held-out prompts (tick: median)")
+    figure.suptitle(f"{title} over {_prompt_count(runs)} fixed held-out prompts (tick: median)")
     save_figure(figure, path)
 
 
-def scores_by_update(rows: Sequence[Row]) -> dict[int, list[float]]:
-    """Finite scores of samples.jsonl, by the number of policy updates."""
+def scores_by_update(rows: Sequence[Row], number: str = "score") -> dict[int, list[float]]:
+    """Finite scores (or another ``number``) of samples.jsonl, by the number of policy updates."""
     out: dict[int, list[float]] = {}
     for row in rows:
-        if isinstance(row.get("score"), int | float) and math.isfinite(row["score"]):
-            out.setdefault(row["update"], []).append(row["score"])
+        if isinstance(row.get(number), int | float) and math.isfinite(row[number]):
+            out.setdefault(row["update"], []).append(row[number])
     return out
 
 

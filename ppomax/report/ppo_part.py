@@ -47,6 +47,15 @@ SHADES = (0.25, 1.0, 3.0)
 """nats of a token's KL from which on its background is darker"""
 MOST_TEXT = 700_000
 """characters of all dialogues of a page, which must open on a phone"""
+DISTRIBUTIONS = {
+    "score": (
+        "Scores of the held-out prompts",
+        "How the rewards of the same prompts are spread as training goes on: a long tail to the right tells of answers that "
+        "exploit the reward model (section 5.3 and Fig. 13 of the paper).",
+    ),
+    "length": ("Lengths of their answers", "Tokens of the answers to the same prompts, the end of sequence included."),
+}
+"""number of samples.jsonl whose distribution over training is drawn -> heading and caption"""
 MARKS = " Vertical lines: alarms (dotted: notice, dashed: warning, solid: collapse)."
 
 
@@ -95,7 +104,7 @@ def figures(runs: Runs) -> list[Figures]:
     marks = MARKS if any(alarms.values()) else ""
     found = [panels_figure("training", "Training", metrics, PANELS, alarms=alarms, caption=marks.strip())]
     found.append(_judged(runs))
-    found.append(_distributions(runs))
+    found += [_distributions(runs, column) for column in DISTRIBUTIONS]
     found.append(panels_figure("critic", "Critic and gradients", metrics, CRITIC_PANELS, alarms=alarms))
     found.append(_times(runs))
     return [figure for figure in found if figure is not None]
@@ -163,32 +172,30 @@ def _judged(runs: Runs) -> Figures | None:
     return Figures("win_rate", "Judged win rate over training", [picture], " ".join(captions))
 
 
-def _distributions(runs: Runs) -> Figures | None:
-    """Fig. 13: rewards of the fixed held-out prompts as training goes on, over the same range in all runs."""
-    scored = {name: scores for name, run in runs.items() if (scores := scores_by_update(run.samples))}
-    if not scored:
+def _distributions(runs: Runs, column: str) -> Figures | None:
+    """Of the fixed held-out prompts as training goes on, over the same range in all runs: scores (Fig. 13), lengths."""
+    found = {name: values for name, run in runs.items() if (values := scores_by_update(run.samples, column))}
+    if not found:
         return None
-    every = [score for scores in scored.values() for values in scores.values() for score in values]
+    every = [value for values in found.values() for part in values.values() for value in part]
     span = (min(every), max(every))
+    files = f"{'reward' if column == 'score' else column}s"
     pictures = [
-        Picture(f"rewards_{name}" if len(scored) > 1 else "rewards", _medians(name, scores),
-                partial(reward_histogram, {name: runs[name].samples}, span=span))
-        for name, scores in scored.items()
+        Picture(f"{files}_{name}" if len(found) > 1 else files, _medians(f"{files}, {name}", values),
+                partial(reward_histogram, {name: runs[name].samples}, span=span, number=column))
+        for name, values in found.items()
     ]  # fmt: skip
-    return Figures(
-        "rewards", "Scores of the held-out prompts", pictures,
-        "How the rewards of the same prompts are spread as training goes on: a long tail to the right tells of answers that "
-        "exploit the reward model (section 5.3 and Fig. 13 of the paper).",
-    )  # fmt: skip
+    title, caption = DISTRIBUTIONS[column]
+    return Figures(files, title, pictures, caption)
 
 
-def _medians(name: str, scores: Mapping[int, Sequence[float]]) -> str:
+def _medians(what: str, scores: Mapping[int, Sequence[float]]) -> str:
     def median(update: int) -> str:
         ordered = sorted(scores[update])
         return number(ordered[len(ordered) // 2])
 
     first, last = min(scores), max(scores)
-    return f"distribution of the rewards, {name}: median {median(first)} at update {first}, {median(last)} at update {last}"
+    return f"distribution of the {what}: median {median(first)} at update {first}, {median(last)} at update {last}"
 
 
 def _times(runs: Runs) -> Figures | None:

@@ -123,6 +123,15 @@ def test_reward_histogram(tmp_path: Path, drawn: list[Any]) -> None:
     assert "50" in drawn[0].get_suptitle()
 
 
+def test_histogram_of_lengths(tmp_path: Path, drawn: list[Any]) -> None:
+    samples = [{"update": 4 * k, "score": -9.0, "length": 10 * k + i} for k in range(3) for i in range(5)]
+    reward_histogram({"PPO-max": samples}, tmp_path / "ridge.png", number="length")
+    (axis,) = drawn[0].axes
+    assert [line.get_xdata()[0] for line in axis.get_lines() if len(line.get_xdata()) == 2] == [2, 12, 22]
+    assert axis.get_xlabel() == "tokens of the answer"
+    assert drawn[0].get_suptitle() == "length over 5 fixed held-out prompts (tick: median)"
+
+
 def test_density_is_one() -> None:
     grid = np.linspace(-20, 20, 2001)
     for values in (np.random.default_rng(1).normal(size=30), np.array([3.0]), np.full(5, 2.0)):

@@ -74,7 +74,7 @@ def test_page_is_self_contained_and_escapes_everything(tmp_path: Path) -> None:
     tags = Tags(page)
     assert all(not key.startswith("on") for _, attrs in tags.seen for key in attrs)
     sources = [attrs["src"] for attrs in tags.all("img")]
-    assert len(sources) == 10 and all(s is not None and s.startswith("data:image/svg+xml;base64,") for s in sources)
+    assert len(sources) == 11 and all(s is not None and s.startswith("data:image/svg+xml;base64,") for s in sources)
     assert all(attrs["alt"] for attrs in tags.all("img"))
     assert "{{ 7 * 7 }}" in page and not re.search(r"\b49\b", page.split("</style>")[1].split("<img")[0])
     elsewhere = re.findall(r"https?://[^\s<]*", page)
@@ -154,9 +154,10 @@ def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     assert made.html.count("before PPO") == 1, "the same answer before the first update is shown once"
     assert "a/ppo, update 8" in made.html and "b/ppo, update 8" in made.html
     assert "<b>b/ppo:</b>" in made.html and "The reward fell, from -0.1 to -0.3" in made.html
-    assert [figure.name for figure in made.figures] == ["training", "win_rate", "rewards", "critic", "time"]
+    assert [figure.name for figure in made.figures] == ["training", "win_rate", "rewards", "lengths", "critic", "time"]
     alts = " ".join(picture.about for figure in made.figures for picture in figure.pictures)
     assert "reward (train) over updates. a/ppo: 0.1 to 0.3; b/ppo: -0.1 to -0.3" in alts
+    assert "distribution of the lengths, b/ppo: median 3 at update 0, 3 at update 8" in alts
 
 
 def reward_run(folder: Path, text: str = "hello") -> Path:
@@ -207,7 +208,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 runs: run, reward" in out.read_text(encoding="utf-8")
     assert {file.name for file in figures.iterdir()} == {
         f"{name}.{suffix}" for suffix in ("png", "svg")
-        for name in ("training", "win_rate", "rewards", "critic", "time", "reward_training", "gap_histogram", "calibration")
+        for name in ("training", "win_rate", "rewards", "lengths", "critic", "time", "reward_training", "gap_histogram", "calibration")
     }  # fmt: skip
     assert f"written: {out}" in capsys.readouterr().out
 
