@@ -12,6 +12,7 @@ import ctypes
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,18 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """{"memory/peak": MiB}: PyTorch's tensors on a GPU, else resident memory; {} where the system does not tell."""
+    if device.type == "cuda":
+        return {"memory/peak": torch.cuda.max_memory_allocated(device) / 2**20}
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, kB elsewhere
+    return {"memory/peak": held / (2**20 if sys.platform == "darwin" else 2**10)}
 
 
 def keep_freed_memory() -> None:

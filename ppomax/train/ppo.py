@@ -42,7 +42,7 @@ from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.experience import Experience
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
 from ppomax.train.optim import learning_rate, load_optimizer, make_optimizer, set_learning_rate
-from ppomax.train.parallel import Ranks, join
+from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.ppo_engine import make_engine
 from ppomax.train.ppo_guard import Guard
 from ppomax.train.ppo_score import score
@@ -266,6 +266,7 @@ def train_ppo(
             record |= {f"time/{name}": value for name, value in seconds.items()}
             record["throughput/samples_per_s"] = len(experience) / seconds["total"]
             record["throughput/response_tokens_per_s"] = int(mask.sum()) / seconds["total"]
+            record |= peak_memory(ranks.device)
             phase = "policy" if train_policy else "critic"
             line: dict[str, Any] = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
             run.log(line)

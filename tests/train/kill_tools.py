@@ -127,7 +127,9 @@ def tree(folder: Path) -> dict[str, Any]:
                 found[name] = {k: f.get_tensor(k).numpy().tobytes().hex() for k in sorted(f.keys())}
         elif path.suffix == ".jsonl":
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            found[name] = [{k: v for k, v in row.items() if not k.startswith(("time/", "throughput/"))} for row in rows]
+            found[name] = [
+                {k: v for k, v in row.items() if not k.startswith(("time/", "throughput/", "memory/"))} for row in rows
+            ]
         elif path.suffix in (".json", ".md", ".yaml"):
             found[name] = path.read_text(encoding="utf-8").replace(str(folder), "RUN")
     return found

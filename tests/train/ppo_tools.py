@@ -137,7 +137,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics without what no two runs share."""
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "throughput/"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "throughput/", "memory/"))} for row in rows]
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ppomax.errors import UserError
-from ppomax.train.parallel import Ranks, join, pick_device
+from ppomax.train.parallel import Ranks, join, peak_memory, pick_device
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rank_tools import free_port
@@ -148,3 +148,9 @@ if __name__ == "__main__":
 def test_a_device_that_is_not_there_is_a_mistake_of_one_line(name: str) -> None:
     with pytest.raises(UserError, match="cannot be used here"):
         pick_device(name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is read there")
+def test_peak_memory_is_the_kernels_figure() -> None:
+    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
+    assert peak_memory(torch.device("cpu"))["memory/peak"] == pytest.approx(int(line.split()[1]) / 1024, rel=0.02)

@@ -25,7 +25,7 @@ COMMON: dict[str, Any] = {
 
 def lines(path: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "throughput/"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "throughput/", "memory/"))} for row in rows]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])

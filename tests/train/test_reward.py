@@ -223,7 +223,7 @@ def test_schedule(sizes: list[int], epochs: float, low: int, high: int) -> None:
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/", "memory/"))} for line in lines]
 
 
 @pytest.mark.parametrize("lm_coef", [0.0, 1.0])

@@ -33,7 +33,7 @@ train_reward(RewardConfig.model_validate_json(sys.argv[2]))
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/", "memory/"))} for line in lines]
 
 
 def test_two_ranks_equal_one(
