@@ -86,16 +86,21 @@ first (Table 1 of the paper).", wrong) }}{% endif %}
 <h2>Settings, and how to make it again</h2>
 {% for run in made %}<h3>{{ run.name }}</h3>
 <pre>{{ run.command }}</pre>
-<p>Seed {{ run.seed }}.{% if run.version %} Trained with ppomax {{ run.version }}.{% endif %}</p>
+{% if run.in_memory %}<p><b>{{ run.in_memory }}</b></p>
+{% endif %}
+<p>Seed {{ run.seed }}. {{ run.with }}</p>
 {% if run.data %}<ul>{% for line in run.data %}<li>{{ line }}</li>
-{% endfor %}</ul>{% endif %}
+{% endfor %}</ul>
+{% endif %}
+{% if run.digests %}<p><small>{{ run.digests }}</small></p>
+{% endif %}
 {% if run.differs %}<details><summary>{{ run.differs | length }} options differ from the preset {{ run.preset }}</summary><table>
 <tr><th>option</th><th>preset</th><th>run</th></tr>
 {% for option, preset, own in run.differs %}<tr><th>{{ option }}</th><td>{{ preset }}</td><td>{{ own }}</td></tr>
 {% endfor %}</table></details>{% endif %}
 <details><summary>config.yaml</summary><pre>{{ run.settings }}</pre></details>
 {% endfor %}
-<p><small>Digests are of the files as they were when this page was made, with {{ versions }}.</small></p>
+<p><small>This page was made with {{ versions }}.</small></p>
 </main>
 <script>{{ script }}</script></body></html>
 """
@@ -185,7 +190,7 @@ def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: boo
         figures=figures, dialogues=dialogues, wrong=reward_part.confidently_wrong(reward) if reward else [],
         between=settings_part.between(kinds[0]) if kinds else [], names=list(kinds[0]) if kinds else [],
         details=settings_part.details(ppo), made=[_made(n, r, "ppo" if n in ppo else "reward") for n, r in every.items()],
-        versions=settings_part.versions(), script=Markup(SCRIPT),  # our own text, and its hash is in the page's policy
+        versions=settings_part.page_versions(), script=Markup(SCRIPT),  # our own text, and its hash is in the page's policy
 
     )  # fmt: skip
     return Report(html, figures)
@@ -194,8 +199,7 @@ def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: boo
 def _made(name: str, run: Stage, verb: str) -> dict[str, object]:
     """Settings of one run, and how to repeat it."""
     return {
-        "name": name, "command": settings_part.command(run, verb), "seed": run.config.get("seed"),
-        "version": settings_part.trained_with(run), "data": settings_part.data(run), "preset": run.config.get("preset"),
+        **settings_part.made(run, verb), "name": name, "seed": run.config.get("seed"), "preset": run.config.get("preset"),
         "differs": settings_part.from_preset(run) if verb == "ppo" else None,
         "settings": (run.path / "config.yaml").read_text(encoding="utf-8"),
     }  # fmt: skip

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from ppomax import __version__
 from ppomax.config import PPOConfig
 from ppomax.details import DETAILS, preset_configs
 from ppomax.report.sections import option
 from ppomax.report.stages import Stage, card_lines, flat
+from ppomax.train.made import digest, files_of, read_starts, versions
 
 Runs = Mapping[str, Stage]
 PLACES = {"output_dir", "model", "reference", "reward", "prompts", "preset"}
 """what a run must say for itself, or says elsewhere on the page: no difference from a preset"""
-LARGEST_DIGESTED = 64 * 2**20
-"""bytes of a data file beyond which it is not read for its digest"""
-SHARED_LIBRARIES = ("torch", "transformers", "numpy")
 
 
 def read_settings(run: Stage) -> PPOConfig | None:
@@ -83,54 +75,57 @@ def _cell(config: Mapping[str, Any], name: str) -> str:
 # --------------------------------------------------------------------------------------- made again
 
 
-def versions() -> str:
-    """Of the programs that make the page; at the end of a run they are those that trained it."""
-    found = [f"ppomax {__version__}", f"Python {platform.python_version()}"]
-    return ", ".join([*found, *(f"{name} {metadata.version(name)}" for name in SHARED_LIBRARIES)])
+def made(run: Stage, verb: str) -> dict[str, Any]:
+    """What a page says of how a run was made: ``command``, ``with``, ``in_memory`` (a sentence or nothing), ``data``,
+    ``digests``. From made.json; of a run that has none, from its card and from the files as they are now."""
+    starts = read_starts(run.path)
+    if not starts:
+        version = _card_version(run)
+        return {
+            "command": command(run, verb), "with": f"Trained with ppomax {version}." if version else "", "in_memory": "",
+            "data": [*card_lines(run), *(f"{field}: {path}, {digest(path)}" for field, path in files_of(run.config))],
+            "digests": "The run kept no record of its start (made.json): digests are of the files as they are now.",
+        }  # fmt: skip
+    first, *later = starts
+    given = list(map(str, first.get("in_memory") or ()))
+    files = [f"{file.get('field')}: {file.get('path')}, {file.get('digest')}" for file in first.get("files") or ()]
+    return {
+        "command": command(run, verb, int(first.get("ranks") or 1), int(first.get("nodes") or 1)),
+        "with": " ".join([f"Trained with {_words(first)}.", *(f"Went on with {_words(start)}." for start in later)]),
+        "in_memory": f"Given in memory from Python: {', '.join(given)}. So config.yaml alone does not repeat this run."
+        if given
+        else "",
+        "data": [*map(str, first.get("data") or ()), *files],
+        "digests": "Digests are of the files as they were when the run began." if files else "",
+    }
 
 
-def trained_with(run: Stage) -> str:
+def _words(start: Mapping[str, Any]) -> str:
+    """Versions, and what they ran on."""
+    found = start.get("versions") or {}
+    ranks = int(start.get("ranks") or 1)
+    return f"{_named(found)}, on {f'{ranks} ranks of ' if ranks > 1 else ''}{start.get('device')}"
+
+
+def _named(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{'Python' if name == 'python' else name} {version}" for name, version in found.items())
+
+
+def page_versions() -> str:
+    """Of the programs that make the page."""
+    return _named(versions())
+
+
+def _card_version(run: Stage) -> str:
     """The version that the model card names."""
     card = run.path / "final" / "README.md"
     match = re.search(r"made with ppomax (\d[\w.+-]*\w)", card.read_text(encoding="utf-8")) if card.exists() else None
     return match[1] if match else ""
 
 
-def command(run: Stage, verb: str) -> str:
-    """What repeats the run."""
-    return f"ppomax {verb} {shlex.quote(str(run.path / 'config.yaml'))} --output_dir ELSEWHERE"
-
-
-def data(run: Stage) -> list[str]:
-    """What the run wrote down of its data, and digests of the files that its settings name, as they are now."""
-    lines = card_lines(run)
-    for name, path in _files(run.config):
-        lines.append(f"{name}: {path}, {_digest(Path(os.path.expandvars(path)).expanduser())}")
-    return lines
-
-
-def _files(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field, path) of models and data that the settings name."""
-    for name in ("model", "reference"):
-        if isinstance(config.get(name), str):
-            yield name, config[name]
-    for name in ("reward", "data", "prompts", "eval_data", "calibration_data"):
-        for source in config.get(name) or ():
-            found = source.get("path") or source.get("model") if isinstance(source, dict) else source
-            for path in found if isinstance(found, list) else [found]:
-                if isinstance(path, str):
-                    yield name, path
-
-
-def _digest(path: Path) -> str:
-    """12 hex digits of a file's bytes, or of a model directory's weights."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    try:
-        if not files or sum(file.stat().st_size for file in files) > LARGEST_DIGESTED:
-            return "no digest: a folder of data, or too large" if path.exists() else "not here now"
-        digest = hashlib.blake2b(digest_size=6)
-        for file in files:
-            digest.update(file.read_bytes())
-    except OSError:
-        return "not here now"
-    return f"digest {digest.hexdigest()}"
+def command(run: Stage, verb: str, ranks: int = 1, nodes: int = 1) -> str:
+    """What repeats the run; with ``ranks`` processes, on each of ``nodes`` machines an equal number."""
+    program = "ppomax"
+    if ranks > 1:
+        program = f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc_per_node {ranks // nodes} -m ppomax"
+    return f"{program} {verb} {shlex.quote(str(run.path / 'config.yaml'))} --output_dir ELSEWHERE"

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ppomax import __version__
 from ppomax.config import PPOConfig
 from ppomax.data.batches import EpochOrder, epoch_permutation
 from ppomax.data.records import Dialogue, Prompt, Text
@@ -41,6 +42,7 @@ from ppomax.rl.rewards import KLController, kl_estimate, penalise, shape_scores,
 from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.experience import Experience
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
+from ppomax.train.made import fingerprint, record_start
 from ppomax.train.optim import learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.ppo_engine import make_engine
@@ -134,6 +136,10 @@ def train_ppo(
         prompts=prompts, ptx=ptx,
     )  # fmt: skip
     run = RunDirectory.open(config, ranks, resume=resume)
+    record_start(
+        run, config, data_lines(setup), policy=policy, tokenizer=tokenizer, reference=reference, critic=critic,
+        reward=reward, prompts=prompts, ptx=ptx,
+    )  # fmt: skip
     say(ranks, *(f"warning: {w}" for w in warnings_for(config)))
     policy, critic = setup.policy, setup.critic
     optimizers = {
@@ -247,7 +253,8 @@ def train_ppo(
             record = experience_metrics(
                 scores=experience.scores, shaped=shaped, logprobs=experience.logprobs, ref_logprobs=experience.ref_logprobs,
                 entropy=experience.entropy, sequence_nll=experience.sequence_nll, values=experience.values,
-                returns=experience.returns, mask=mask, finished=experience.finished,
+                advantages=experience.advantages, returns=experience.returns, mask=mask, finished=experience.finished,
+                reward_clip=config.reward_shaping.clip,
             )  # fmt: skip
             if config.rollout.engine != "transformers":
                 record |= sampler_metrics(
@@ -262,11 +269,12 @@ def train_ppo(
             if train_policy:
                 record["lr/policy"] = lr_policy
             record |= {"reward/history_mean": loop.moments.mean, "reward/history_std": loop.moments.std}
+            record |= peak_memory(ranks)
+            clock.lap("metrics")
             seconds = clock.seconds()
             record |= {f"time/{name}": value for name, value in seconds.items()}
             record["throughput/samples_per_s"] = len(experience) / seconds["total"]
             record["throughput/response_tokens_per_s"] = int(mask.sum()) / seconds["total"]
-            record |= peak_memory(ranks.device)
             phase = "policy" if train_policy else "critic"
             line: dict[str, Any] = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
             run.log(line)
@@ -379,8 +387,20 @@ def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
     return before - now < config.critic.pretrain_plateau * before
 
 
+def data_lines(setup: Setup) -> list[str]:
+    """How many records of each kind, and fingerprints of what is in them."""
+    kinds = {
+        "prompts trained on": setup.prompts,
+        "held-out prompts watched": setup.watch_prompts,
+        "held-out prompts judged": setup.judge_prompts,
+    }
+    found = {name: [(p.messages, p.ids, p.metadata) for p in prompts] for name, prompts in kinds.items()}
+    every: dict[str, list[Any]] = {**found, "records of the ptx mix": setup.ptx}
+    return [f"{len(items)} {name} (fingerprint {fingerprint(items)})" for name, items in every.items() if items]
+
+
 def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, history: Sequence[dict[str, Any]]) -> None:
-    """Write final/ with a model card."""
+    """Write final/ with a model card, and then the page: an error while it is drawn loses nothing."""
     policy = to_save(setup.policy)
     if ranks.is_main:
         tokenizer = setup.chat_format.tokenizer
@@ -389,10 +409,15 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
         shown = ("reward/mean", "kl/ref", "response/length", "policy/perplexity")
         card = "\n".join([
             "---", "library_name: transformers", "tags: [ppomax, rlhf, ppo]", "---", "", "# PPO policy", "",
-            f"Trained with ppomax, preset `{config.preset}`, from `{config.model}`, seed {config.seed}.", "",
+            f"PPO with preset `{config.preset}` from `{config.model}`, seed {config.seed}; made with ppomax {__version__}.", "",
             *(f"- {name}: {last[name]:.4g}" for name in shown if isinstance(last.get(name), float)), "",
+            "## Data", "", *(f"- {line}" for line in data_lines(setup)), "",
             "## Settings", "", "```yaml", dump_yaml(config).rstrip(), "```", "",
         ])  # fmt: skip
-        run.write("report.html", ppo_page(run.path))
         save_final(policy, tokenizer, run.final, stage="ppo", card=card)
+        try:
+            run.write("report.html", ppo_page(run.path))
+        except Exception as error:  # whatever it is: the run is done, and its files make the page again
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            say(ranks, f"warning: no report.html ({told}); `ppomax report {run.path}` makes it again")
     ranks.barrier()

@@ -39,9 +39,10 @@ from ppomax.models.precision import precision
 from ppomax.models.scalar import on_backbone, reset_unit, score_sequences, unit_outputs
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
+from ppomax.train.made import record_start
 from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.pairs import EncodedPair, PairBatch, collate, demonstration_ids, encode_pairs, make_schedule
-from ppomax.train.parallel import Ranks, join
+from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
@@ -157,6 +158,8 @@ def train_reward(
     """
     ranks = join(config.device)
     device = ranks.device
+    given = {"model": model, "tokenizer": tokenizer, "pairs": pairs, "eval_pairs": eval_pairs}
+    given["demonstrations"] = demonstrations
     if config.min_pairs > config.max_pairs:
         raise UserError(f"min_pairs: {config.min_pairs} is above max_pairs {config.max_pairs}")
 
@@ -192,6 +195,7 @@ def train_reward(
         data_lines += [f"calibration: {line}" for line in lines]
 
     run = RunDirectory.open(config, ranks, resume=resume)
+    record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
     seed_everything(config.seed)
@@ -276,6 +280,7 @@ def train_reward(
             metrics |= dict(zip(names, means, strict=True)) | {"train/gap": means[4] - means[5]}
             metrics |= {"grad_norm": grad_norm, "lr": lr, "pairs": len(batch_pairs), "tokens": tokens}
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
+            metrics |= peak_memory(ranks)
             epoch = float(seen_pairs[update + 1]) / len(encoded)
             run.log({"update": update, "epoch": epoch, **metrics})
             bar.step(loss=means[0], accuracy=means[3], gap=means[4] - means[5], pairs_s=len(batch_pairs) / seconds)

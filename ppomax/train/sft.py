@@ -35,8 +35,9 @@ from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
+from ppomax.train.made import record_start
 from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
-from ppomax.train.parallel import Ranks, join
+from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.progress import ProgressLine
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
@@ -269,6 +270,7 @@ def train_sft(
     """
     ranks = join(config.device)
     device = ranks.device
+    given = {"model": model, "tokenizer": tokenizer, "records": records, "eval_records": eval_records}
 
     # Models and data first: their mistakes must not leave a run directory behind.
     tokenizer = loading.check_tokenizer(tokenizer) if tokenizer is not None else loading.load_tokenizer(
@@ -291,6 +293,7 @@ def train_sft(
         require_packing(model, model.device)
 
     run = RunDirectory.open(config, ranks, resume=resume)
+    record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
     seed_everything(config.seed)
@@ -349,6 +352,7 @@ def train_sft(
             seconds = time.perf_counter() - evaluated
             metrics |= {"loss/train": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
+            metrics |= peak_memory(ranks)
             run.log({"update": update, "epoch": order.position / len(rows), **metrics})
             bar.step(loss=loss, perplexity=math.exp(min(loss, 700.0)), tokens_s=tokens / seconds)
             done, requested = update + 1, requests.take()

@@ -201,6 +201,31 @@ def test_reward_model_runs(tmp_path: Path) -> None:
     assert "1 updates, 1 epochs, 1.0 minutes." in page
 
 
+def test_how_it_was_made(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "run")
+    page = ppo_page(run)
+    assert "no record of its start (made.json): digests are of the files as they are now" in page
+    assert "model: m, not here as a file" in page and "memory" not in page
+    start = {"versions": {"ppomax": "0.1.0", "python": "3.12.1", "torch": "2.11.0"}, "ranks": 8, "nodes": 2,
+             "device": "a <GPU>", "in_memory": ["policy", "reward"], "data": ["9 prompts trained on (fingerprint aa)"],
+             "files": [{"field": "ptx.data", "path": "mix.jsonl", "digest": "digest bb"}]}  # fmt: skip
+    later = {**start, "versions": {"ppomax": "0.2.0"}, "ranks": 1, "device": "cpu"}
+    (run / "made.json").write_text(json.dumps({"starts": [start, later]}))
+    page = ppo_page(run)
+    assert (
+        f"<pre>torchrun --nnodes 2 --nproc_per_node 4 -m ppomax ppo {tmp_path}/run/config.yaml --output_dir ELSEWHERE</pre>"
+    ) in page
+    assert (
+        "Trained with ppomax 0.1.0, Python 3.12.1, torch 2.11.0, on 8 ranks of a &lt;GPU&gt;. "
+        "Went on with ppomax 0.2.0, on cpu."
+    ) in page
+    assert "Given in memory from Python: policy, reward. So config.yaml alone does not repeat this run." in page
+    assert (
+        "<li>9 prompts trained on (fingerprint aa)</li>" in page and "<li>ptx.data: mix.jsonl, digest bb</li>" in page
+    )
+    assert "as they were when the run began" in page and "as they are now" not in page
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, reward = ppo_run(tmp_path / "run"), reward_run(tmp_path / "reward")
     out, figures = tmp_path / "all.html", tmp_path / "figures"
