@@ -74,10 +74,10 @@ class Guard:
         """
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad and not self._may_go_back():
-            message = f"iteration {iteration}: {', '.join(bad)} not finite, training stopped"
-            self.tell(Alarm(iteration, "collapse", "not_finite", iteration, message).as_dict())
+            self.tell(self.watch.not_finite(bad, iteration).as_dict())
             raise Diverged(
-                f"{message}; begin again in another output_dir with lower learning rates or a higher kl.coef"
+                f"iteration {iteration}: {', '.join(bad)} not finite, training stopped; begin again in another output_dir with "
+                "lower learning rates or a higher kl.coef"
             )
         self.must_go_back = bool(bad)
         return self.must_go_back

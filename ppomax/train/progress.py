@@ -22,7 +22,7 @@ PLAIN_INTERVAL = 15.0
 """seconds between lines where the output is not a terminal"""
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=*#"
 COLOURS = {"notice": "dim", "warning": "yellow", "collapse": "bold red"}
-LONGEST_ALARM = 300
+LONGEST_ALARM = 450
 """characters of the last alarm in the panel; alarms.jsonl has it whole"""
 
 

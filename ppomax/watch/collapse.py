@@ -13,17 +13,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ppomax.errors import UserError
-from ppomax.watch.detectors import LEVELS, Level, look
+from ppomax.watch.detectors import KL_ADVICE, LEVELS, Level, at_start, look
 from ppomax.watch.history import History
 
 MEMORY = 10
 """iterations for which a sign counts after it was last seen"""
+
+
+STANDING = (("kl/ref", "KL to the reference at", " nats a token"), ("reward/mean", "reward at", ""))
+"""(metric, words before, unit): where the run stands, told when several signs meet"""
+
+
+def sentence(what: str, since: int, means: str, advice: str) -> str:
+    """The message of every alarm, of what `Sign` and `Detector` say."""
+    return f"{what}, since iteration {since}; usually {means}; against it, {advice}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Alarm:
     since: int
     """iteration at which it began, as far as can be told"""
     message: str
-    """one sentence"""
+    """one sentence: what turned and how it compares with the start, since when, what it usually means, which details help"""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,7 +88,7 @@ class CollapseWatch:
                 state["kind"] = detector.kind
             if level > state["told"]:
                 state["told"] = level
-                text = f"{sign.what}, since iteration {state['since']}; usually {detector.means}. {detector.advice}"
+                text = sentence(sign.what, state["since"], detector.means, detector.advice)
                 alarms.append(Alarm(iteration, sign.level, detector.name, state["since"], text))
         return alarms + self._combined(iteration, alarms)
 
@@ -96,11 +105,21 @@ class CollapseWatch:
         state["last"] = iteration
         if known:
             return []
-        text = (
-            f"{', '.join(bad)} not finite, since iteration {iteration}; usually the learning rate is too high. Details 1, 11 "
-            "and 12: lower policy_optim.lr or critic_optim.lr, set grad_clip.norm, raise kl.coef"
-        )
-        return [Alarm(iteration, "collapse", "not_finite", iteration, text)]
+        return [self.not_finite(bad, iteration)]
+
+    def not_finite(self, names: Sequence[str], iteration: int) -> Alarm:
+        """The alarm about metrics that are no numbers in ``iteration``."""
+        first = self.history.first[0]["iteration"] if self.history.first else 0
+        what = f"{', '.join(names)} not finite" + (", unlike at the start" if iteration > first else " from the start")
+        known = [f"{name} {start:.3g}" for name in names if (start := self.history.start(name)) is not None]
+        if known:
+            what += f" ({known[0]} then)"
+        text = sentence(
+            what, iteration, "the learning rate is too high",
+            "details 1, 11 and 12: lower policy_optim.lr or critic_optim.lr, set grad_clip.norm, lower surrogate.clip_range, "
+            "raise kl.coef",
+        )  # fmt: skip
+        return Alarm(iteration, "collapse", "not_finite", iteration, text)
 
     def _combined(self, iteration: int, alarms: list[Alarm]) -> list[Alarm]:
         """One more alarm where warnings of two kinds meet."""
@@ -116,12 +135,16 @@ class CollapseWatch:
         self.seen["combined"] = {"since": since, "last": iteration, "count": 1, "told": 2, "kind": ""}
         if any(a.level == "collapse" for a in alarms):
             return []
-        names = " and ".join(sorted(signs))
-        text = (
-            f"{names} warn together, since iteration {since}; usually the policy exploits the reward model and its answers are "
-            "becoming worse (section 5.2). Details 1 and 5: raise kl.coef, lower reward_shaping.clip; go back to an "
-            "earlier checkpoint"
+        stands = " and ".join(
+            f"{words} {now:.3g}{unit} ({at_start(self.history, name)})"
+            for name, words, unit in STANDING
+            if (now := self.history.now(name)) is not None
         )
+        text = sentence(
+            f"{' and '.join(sorted(signs))} warn together" + (f", with {stands}" if stands else ""), since,
+            "the policy exploits the reward model and its answers are becoming worse (section 5.2)",
+            f"{KL_ADVICE}, or go back to an earlier checkpoint",
+        )  # fmt: skip
         return [Alarm(iteration, "collapse", "combined", since, text)]
 
     @property

@@ -33,7 +33,7 @@ class Sign:
 
     level: Level
     what: str
-    """what turned, and how it compares with the start"""
+    """what turned, and how it compares with the start: the beginning of a sentence"""
     ago: int = 2
     """iterations back to where it began"""
 
@@ -47,11 +47,17 @@ class Detector:
     means: str
     """what it usually means"""
     advice: str
-    """options, by the numbers of the paper's details"""
+    """options, by the numbers of the paper's details: every detail that is numbered has one of its options named"""
     patience: int = 3
     """iterations in a row before it is told"""
     counts_from: Level = "warning"
     """level from which it is one of two kinds that make a collapse"""
+
+
+def at_start(h: History, name: str) -> str:
+    """A metric's value at the start, in words; the policy's own numbers are missing there in critic pre-training."""
+    start = h.start(name)
+    return "not measured at the start" if start is None else f"{start:.3g} at the start"
 
 
 def reined(h: History) -> bool:
@@ -99,7 +105,8 @@ def kl_acceleration(h: History) -> Sign | None:
         return None
     return Sign(
         "warning",
-        f"KL to the reference grows by {rate:.2g} nats a token an iteration, {rate / usual:.2g} times its average rate before",
+        f"KL to the reference grows by {rate:.2g} nats a token an iteration ({rate / usual:.2g} times its average rate from "
+        "the start until then)",
         ago=WINDOW - 1,
     )
 
@@ -129,7 +136,7 @@ def reward_price(h: History) -> Sign | None:
     return Sign(
         "notice",
         f"the last rise of sqrt(KL), from {d_before:.2g} to {d_now:.2g}, bought {max(marginal, 0.0) / usual:.2g} of the reward "
-        "that distance bought before",
+        "that as much distance bought from the start until then",
         ago=2 * third,
     )
 
@@ -224,6 +231,7 @@ def critic(h: History) -> Sign | None:
     if best < 0.2 or best - now < SIGNIFICANT * spread(values[-WINDOW:]) / 2:
         return None
     text = f"the critic explains {now:.2g} of the variance of the returns, {best:.2g} at its best"
+    text += f" ({at_start(h, 'value/explained_variance')})"
     if now < 0:
         return Sign("warning", text)
     return Sign("notice", text) if now < best / 2 else None
@@ -257,12 +265,11 @@ def spikes(h: History) -> Sign | None:
         return None
     ratio, name, now, middle = worst
     level: Level = "warning" if ratio > 20 else "notice"
-    return Sign(
-        level, f"{name} is {now:.3g}, {ratio:.3g} times the median {middle:.2g} of the iterations before", ago=0
-    )
+    text = f"{name} is {now:.3g}, {ratio:.3g} times the median {middle:.2g} of the iterations before"
+    return Sign(level, f"{text} ({at_start(h, name)})", ago=0)
 
 
-KL_ADVICE = "Details 1 and 5: raise kl.coef, lower reward_shaping.clip (with reward_shaping.normalise)"
+KL_ADVICE = "details 1 and 5: raise kl.coef, lower reward_shaping.clip (with reward_shaping.normalise)"
 DETECTORS = (
     Detector("kl_distance", "distance", kl_distance,
              "the policy says what the reference would not, where the reward model was never tested", KL_ADVICE),
@@ -270,20 +277,21 @@ DETECTORS = (
              "the policy has found answers that the reward model overrates", KL_ADVICE),
     Detector("reward_price", "reward", reward_price,
              "what is easy to gain has been gained, and the policy moves on without becoming better", KL_ADVICE, counts_from="notice"),
-    Detector("reward_tail", "reward", reward_tail, "some answers exploit the reward model (Fig. 13)",
-             "Detail 5: reward_shaping.normalise and a lower reward_shaping.clip"),
+    Detector("reward_tail", "reward", reward_tail, "some answers exploit the reward model (Figure 13)",
+             "detail 5: reward_shaping.normalise and a lower reward_shaping.clip"),
     Detector("saturation", "reward", saturation, "further training only adds drift: stop, or improve the reward model",
-             "Details 1 and 5: raise kl.coef, set reward_shaping.normalise"),
-    Detector("perplexity", "variety", perplexity, "pattern collapse (Fig. 4)",
-             "Details 1 and 3: raise kl.coef, or give entropy.coef with an entropy.target"),
+             "details 1 and 5: raise kl.coef, set reward_shaping.normalise"),
+    Detector("perplexity", "variety", perplexity, "pattern collapse (Figure 4)",
+             "details 1 and 3: raise kl.coef, or give entropy.coef with an entropy.target"),
     Detector("diversity", "variety", diversity, "pattern collapse: one answer for many prompts, or loops",
-             "Details 1 and 3: raise kl.coef, or give entropy.coef with an entropy.target"),
+             "details 1 and 3: raise kl.coef, or give entropy.coef with an entropy.target"),
     Detector("length_drift", "length", length_drift, "the reward model pays for length, or for stopping at once",
-             "Details 1 and 5: raise kl.coef; reward_shaping.length_penalty or missing_eos_penalty"),
+             "details 1 and 5: raise kl.coef, lower reward_shaping.clip, or set reward_shaping.length_penalty or "
+             "reward_shaping.missing_eos_penalty"),
     Detector("critic", "update", critic, "advantages are noise, and so are the policy's updates",
-             "Details 7, 8 and 10: critic.value_clip, critic.pretrain_iterations, a lower critic_optim.lr, gae.lam"),
+             "details 7, 8 and 10: critic.value_clip, critic.pretrain_iterations, a lower critic_optim.lr, gae.lam"),
     Detector("spikes", "update", spikes, "a few samples decide the update",
-             "Details 6, 11 and 12: advantage.clip, surrogate.clip_range, grad_clip.norm, a lower policy_optim.lr", patience=1),
+             "details 6, 11 and 12: advantage.clip, surrogate.clip_range, grad_clip.norm, a lower policy_optim.lr", patience=1),
 )  # fmt: skip
 
 

@@ -177,6 +177,11 @@ def test_ruined_weights_are_never_written(
     changes = {**SIX, "watch.on_collapse": action, "watch.max_rollbacks": 1, "kl.coef": 0.1}
     with pytest.raises(UserError, match=rf"iteration {ends_at}: loss/policy not finite, training stopped; begin again"):
         run(tmp_path / "run", changes)
+    told = lines(tmp_path / "run" / "alarms.jsonl")[-1]
+    assert (told["iteration"], told["level"], told["detector"]) == (ends_at, "collapse", "not_finite")
+    assert told["message"].startswith(
+        f"loss/policy not finite, unlike at the start, since iteration {ends_at}; usually"
+    )
     for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints"):
         assert all(w.isfinite().all() for w in load_part(checkpoint, "policy").values())
 
