@@ -253,8 +253,7 @@ def train_ppo(
             record = experience_metrics(
                 scores=experience.scores, shaped=shaped, logprobs=experience.logprobs, ref_logprobs=experience.ref_logprobs,
                 entropy=experience.entropy, sequence_nll=experience.sequence_nll, values=experience.values,
-                advantages=experience.advantages, returns=experience.returns, mask=mask, finished=experience.finished,
-                reward_clip=config.reward_shaping.clip,
+                returns=experience.returns, mask=mask, finished=experience.finished,
             )  # fmt: skip
             if config.rollout.engine != "transformers":
                 record |= sampler_metrics(
@@ -269,12 +268,11 @@ def train_ppo(
             if train_policy:
                 record["lr/policy"] = lr_policy
             record |= {"reward/history_mean": loop.moments.mean, "reward/history_std": loop.moments.std}
-            record |= peak_memory(ranks)
-            clock.lap("metrics")
             seconds = clock.seconds()
             record |= {f"time/{name}": value for name, value in seconds.items()}
             record["throughput/samples_per_s"] = len(experience) / seconds["total"]
             record["throughput/response_tokens_per_s"] = int(mask.sum()) / seconds["total"]
+            record |= peak_memory(ranks.device)
             phase = "policy" if train_policy else "critic"
             line: dict[str, Any] = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
             run.log(line)
