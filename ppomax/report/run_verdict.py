@@ -15,23 +15,33 @@ HARDLY = 0.1
 """standard deviations of the first samples' rewards below which the reward has hardly moved"""
 BAND = 2.0
 """a number turned when it left half to double of where it began"""
+LOG_BAND = (1 / 3, 2.0)
+"""a perplexity turned when its log left this share of where it began, as for the collapse watch: it is an exponential"""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A number that tells of collapse. ``limit``: a fixed bound instead of half and double of the beginning."""
+    """A number that tells of collapse. ``limit``: a fixed bound instead of a band about the beginning; ``log``: `LOG_BAND`."""
 
     metrics: tuple[str, ...]
     """the first one that the run has"""
     name: str
     unit: str = ""
     limit: float | None = None
+    log: bool = False
+
+    def turned(self, value: float, first: float) -> bool:
+        if self.limit is not None:
+            return value >= self.limit
+        if self.log:  # a perplexity of 1 has no log to compare with
+            return first > 1 and not LOG_BAND[0] <= math.log(max(value, 1.0)) / math.log(first) <= LOG_BAND[1]
+        return value > BAND * first or value < first / BAND
 
 
 WATCHED = (
     Watched(("kl/ref_k3", "kl/ref"), "KL to the reference", " nats a token", SMALL_KL),
     Watched(("response/length",), "length", " tokens"),
-    Watched(("policy/perplexity",), "perplexity"),
+    Watched(("policy/perplexity",), "perplexity", log=True),
     Watched(("policy/entropy",), "entropy", " nats"),
     Watched(("response/distinct_2", "eval/distinct_2"), "diversity (distinct-2)"),
 )
@@ -93,7 +103,7 @@ def _turned(run: Stage) -> str:
             continue
         first, last = values[0], values[-1]
         change = f"{_short(first)} to {_short(last)}{watched.unit}"
-        beyond = [_beyond(value, first, watched.limit) for value in values]
+        beyond = [watched.turned(value, first) for value in values]
         if beyond[-1]:
             since = len(beyond) - 1
             while since and beyond[since - 1]:
@@ -127,10 +137,6 @@ def _course(run: Stage, watched: Watched) -> tuple[list[int], list[float]]:
 def _short(value: float) -> str:
     """Two significant digits, and no exponent for what is merely in the hundreds."""
     return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.2g}"
-
-
-def _beyond(value: float, first: float, limit: float | None) -> bool:
-    return value >= limit if limit is not None else value > BAND * first or value < first / BAND
 
 
 def _alarms(run: Stage) -> str:

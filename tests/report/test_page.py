@@ -18,6 +18,7 @@ from ppomax.errors import UserError
 from ppomax.options import dump_yaml, from_mapping
 from ppomax.report.page import ppo_page, report
 from ppomax.report.ppo_part import LONGEST_TEXT, shades
+from ppomax.report.run_verdict import WATCHED
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7 * 7 }} \x00 \u202eabc\u2066 \ud800 你好 "
@@ -113,7 +114,7 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "run", iterations=7)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row, kl, perplexity in zip(
-        rows[1:], (0.0, 0.2, 0.05, 0.1, 0.3, 0.4), (500, 480, 300, 260, 240, 10), strict=True
+        rows[1:], (0.0, 0.2, 0.05, 0.1, 0.3, 0.4), (512, 4097, 512, 8.1, 7.9, 7.0), strict=True
     ):
         row |= {"kl/ref_k3": kl, "policy/perplexity": float(perplexity)}
     write(run / "metrics.jsonl", rows)
@@ -122,7 +123,16 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
     assert (
         "What turned: KL to the reference from 0 to 0.4 nats a token (since update 12); " in page
     )  # not at 4: it came back
-    assert "perplexity from 500 to 10 (since update 16); what did not: length 10 to 15 tokens; no alarms." in page
+    assert "perplexity from 512 to 7 (since update 16); what did not: length 10 to 15 tokens; no alarms." in page
+
+
+def test_perplexity_turns_by_its_log() -> None:
+    perplexity = next(w for w in WATCHED if w.name == "perplexity")
+    # from 512 = 2^9: a third of the log is 2^3, double of it is 2^18
+    assert [perplexity.turned(2.0**k, 512.0) for k in (2.9, 3.1, 8, 17.9, 18.1)] == [True, False, False, False, True]
+    assert perplexity.turned(0.5, 512.0) and not perplexity.turned(3.0, 1.0)
+    length = next(w for w in WATCHED if w.name == "length")
+    assert [length.turned(x, 10.0) for x in (4.9, 5.1, 19.9, 20.1)] == [True, False, False, True]
 
 
 def test_page_of_a_run_without_samples(tmp_path: Path) -> None:
