@@ -42,6 +42,8 @@ class Guard:
         """step of the newest checkpoint that is judged healthy"""
         self.candidate: int | None = None
         """step of the checkpoint that comes next, if no warning reaches back to it"""
+        self.given_up: list[list[int]] = []
+        """[step gone back to, iteration of the alarm]: what was written after the one, up to the other, is of no use again"""
         self.webhook = Webhook(config.watch.webhook) if config.watch.webhook and ranks.is_main else None
 
     def __enter__(self) -> Guard:
@@ -108,15 +110,16 @@ class Guard:
         return active and self.rollbacks < self.config.max_rollbacks
 
     def roll_back(self, iteration: int, kl_coef: float, parts: list[str]) -> tuple[dict[str, Any], float]:
-        """States of the newest checkpoint from before the signs began, and the KL coefficient to go on with."""
-        since = self.watch.healthy_until
-        found = list_checkpoints(self.run.checkpoints)
-        if not found:
+        """States of the checkpoint to go back to, and the KL coefficient to go on with.
+
+        A kill before the next checkpoint undoes it: the run goes on from one before it, and comes to the same alarm.
+        """
+        step = self.ranks.collect([self._last_healthy()])[0]
+        if step is None:
             raise UserError(
-                f"{self.run.checkpoints}: no checkpoint is left to roll back to (watch.on_collapse: rollback)"
+                f"{self.run.checkpoints}: no healthy checkpoint is left to roll back to (watch.on_collapse: rollback)"
             )
-        checkpoint = [found[0], *(p for p in found if step_of(p) <= since)][-1]
-        step = step_of(checkpoint)
+        checkpoint = self.run.checkpoints / f"step-{step:06d}"
         raised = kl_coef * self.config.rollback_factor if kl_coef > 0 else self.config.rollback_kl
         self.rollbacks += 1
         message = (
@@ -129,7 +132,18 @@ class Guard:
         say(self.ranks, message)
         self.watch.forget_after(step)
         self.healthy, self.candidate = step, None
+        self.given_up.append([step, iteration])
         return {name: load_part(checkpoint, name) for name in parts}, raised
+
+    def _last_healthy(self) -> int | None:
+        """Step of the newest checkpoint from before the signs began, else of the oldest; none of those given up."""
+        found = [
+            step
+            for step in map(step_of, list_checkpoints(self.run.checkpoints))
+            if not any(first < step <= last for first, last in self.given_up)
+        ]
+        since = self.watch.healthy_until
+        return max((step for step in found if step <= since), default=min(found, default=None))
 
     def protect(self, step: int) -> set[int]:
         """Steps of checkpoints that must stay, the one now to be written at ``step`` perhaps among them.
@@ -150,10 +164,11 @@ class Guard:
     def state_dict(self) -> dict[str, Any]:
         return {
             "watch": self.watch.state_dict(), "stopped": self.stopped, "rollbacks": self.rollbacks,
-            "healthy": self.healthy, "candidate": self.candidate,
+            "healthy": self.healthy, "candidate": self.candidate, "given_up": self.given_up,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.watch.load_state_dict(state["watch"])
         self.stopped, self.rollbacks = state["stopped"], state["rollbacks"]
         self.healthy, self.candidate = state["healthy"], state["candidate"]
+        self.given_up = [list(pair) for pair in state.get("given_up", [])]  # earlier versions did not keep it
