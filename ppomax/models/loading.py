@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
+from ppomax.models.norms import quicken_norms
 from ppomax.models.scalar import reset_unit
 
 
@@ -91,6 +92,8 @@ def check_tokenizer(tokenizer: Any, where: str = "tokenizer") -> Any:
 
 
 def settle(model: Any, device: torch.device | str) -> Any:
+    if torch.device(device).type == "cpu":
+        quicken_norms(model)
     model.to(device)
     model.eval()
     model.config.use_cache = False
@@ -221,17 +224,35 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+def cpu_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """A copy on the CPU, in ``dtype`` where one is given; a device that is nearly full holds nothing twice for it.
+
+    It is ``disposable``: `save_final` may merge adapters into it.
+    """
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(p.detach().to("cpu", dtype, copy=True), requires_grad=p.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    copied = copy.deepcopy(model, memo)
+    copied.disposable = True
+    return copied
+
+
 def save_final(model: Any, tokenizer: Any, folder: Path, *, stage: str, card: str, **config_extras: Any) -> None:
     """Write ``folder`` in Hugging Face layout with a model card: complete, or not there at all.
 
-    Adapters are merged into the saved weights, and kept by themselves in ``folder/adapter``.
+    Adapters are merged into the saved weights, and kept by themselves in ``folder/adapter``. Only a ``disposable`` model
+    (`cpu_copy`) is changed by that.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     if hasattr(model, "merge_adapter"):
+        if not getattr(model, "disposable", False):
+            model = cpu_copy(model)
         model.save_pretrained(part / "adapter")
-        model = copy.deepcopy(model).merge_and_unload()
+        model = model.merge_and_unload()
     old_cache = model.config.use_cache
     model.config.ppomax_stage = stage
     for key, value in config_extras.items():

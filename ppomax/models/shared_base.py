@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.adapters import adapter
-from ppomax.models.loading import add_lora
+from ppomax.models.loading import add_lora, cpu_copy
 from ppomax.models.logprobs import inner_model
 from ppomax.models.passes import Division
 from ppomax.models.scalar import on_backbone, reset_unit
@@ -81,9 +81,9 @@ class Role(nn.Module):
                     yield gathered
 
     def saved(self, model: nn.Module) -> Any:
-        """A copy by itself, the policy without the others' adapters; None on ranks that do not save."""
+        """A float32 copy by itself on the CPU, the policy without the others' adapters; None on ranks that do not save."""
         division: Any = self.weights
-        alone = copy.deepcopy(self.model) if division is None else division.saved(self.model)
+        alone = cpu_copy(self.model, torch.float32) if division is None else division.saved(self.model)
         for other in set(getattr(alone, "peft_config", {})) - {POLICY}:
             alone.delete_adapter(other)
         return None if alone is None else alone.float()

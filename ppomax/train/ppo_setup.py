@@ -27,6 +27,7 @@ from ppomax.models.loading import (
     add_lora,
     check_fits,
     check_tokenizer,
+    cpu_copy,
     freeze,
     load_causal_lm,
     load_scalar_model,
@@ -37,8 +38,9 @@ from ppomax.models.precision import halve_linears
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_shared import shared_models
-from ppomax.train.sharding import Offloaded, divide, first_device, frozen_device, go_home, in_turn, put_aside
+from ppomax.train.sharding import Offloaded, divide, first_device, go_home, halve_layers, in_turn, put_aside
 
+CPU = torch.device("cpu")
 RewardFunction = Callable[..., Sequence[float]]
 
 
@@ -134,8 +136,7 @@ def prepare(
     training, held_out = _prompts(config, chat_format, prompts, ranks)
     mixed = _ptx(config, chat_format, ptx, ranks)
 
-    loaded = first_device(config.parallel, ranks) != ranks.device or config.parallel.frozen == "shard"
-    with in_turn(ranks) if loaded else contextlib.nullcontext():
+    with in_turn(ranks):
         policy, critic, reference, sources, judges, bench = _models(
             config, ranks, tokenizer, chat_format, policy, critic, reference, given, [*training, *held_out], mixed
         )
@@ -163,9 +164,13 @@ def _models(
     config: PPOConfig, ranks: Ranks, tokenizer: Any, chat_format: ChatFormat, policy: Any, critic: Any, reference: Any,
     given: Sequence[Any], prompts: Sequence[EncodedPrompt], mixed: Sequence[tuple[list[int], list[bool]]],
 ) -> tuple[Any, Any, Any | None, list[RewardSource], list[RewardSource], list[Offloaded]]:  # fmt: skip
-    """Policy, critic, reference, reward sources and judges, each where it belongs; the last: models on the CPU."""
-    device, trust = first_device(config.parallel, ranks), config.trust_remote_code
-    at_rest = frozen_device(config.parallel, ranks)
+    """Policy, critic, reference, reward sources and judges, each where it belongs; the last: models on the CPU.
+
+    What will be halved is loaded on the CPU and halved there: in float32 it might not fit the device.
+    """
+    trust = config.trust_remote_code
+    shared = config.lora is not None and config.lora.shared_base
+    device = CPU if shared else first_device(config.parallel, ranks)
     in_memory = policy is not None
     # models of the caller, to be used elsewhere: their weights keep their type
     callers = {id(m[0] if isinstance(m, tuple) else m) for m in (reference, *given)}
@@ -176,11 +181,10 @@ def _models(
     policy.config.use_cache = False
     if getattr(policy.config, "ppomax_stage", None) == "base":
         say(ranks, f"warning: {config.model} was never fine-tuned (detail 9): without SFT, PPO usually fails")
-    shared = config.lora is not None and config.lora.shared_base
     sources, judges = (
         [
             make_source(
-                (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=at_rest,
+                (source, tokenizer) if isinstance(source, nn.Module) else source, chat_format, device=CPU,
                 precision=config.precision, micro_batch_tokens=config.micro_batch_tokens, trust_remote_code=trust,
             )
             for source in group
@@ -200,10 +204,10 @@ def _models(
             config, tokenizer, policy, critic, reference, sources, frozen, ranks, prompts, mixed
         )
     bench: list[Offloaded] = []
-    divided = config.parallel.frozen == "shard" and ranks.size > 1  # sharding has its own bf16
+    halve = halve_layers if config.parallel.frozen == "shard" and ranks.size > 1 else halve_linears
     for model in {id(model): model for model in frozen}.values():
-        if config.precision == "bf16" and not divided and id(model) not in callers:
-            halve_linears(model)
+        if config.precision == "bf16" and id(model) not in callers:
+            halve(model)
         put_aside(model, config.parallel, ranks, config.precision, bench)
     return policy, critic, reference, sources, judges, bench
 
@@ -214,19 +218,18 @@ def _own_models(
 ) -> tuple[Any, Any, Any | None]:  # fmt: skip
     """Policy, critic and reference with weights of their own; the reference joins ``frozen``. None: the policy's base."""
     device, trust = first_device(config.parallel, ranks), config.trust_remote_code
-    at_rest = frozen_device(config.parallel, ranks)
     if critic is None:
         critic = _critic(config, policy, tokenizer, sources, device, trust)
     if any(critic is model for model in frozen):  # the critic is trained, the reward model it starts from is not
         critic = copy.deepcopy(critic)
     critic = critic.to(device, torch.float32).eval()
     if reference is None and config.reference is not None:
-        reference = load_causal_lm(config.reference, at_rest, trust)
+        reference = load_causal_lm(config.reference, CPU, trust)
         _same_tokens(tokenizer, config.reference, "reference", trust)
     if reference is policy or (reference is None and config.lora is None):
-        reference = copy.deepcopy(policy)
+        reference = cpu_copy(policy)
     if reference is not None:
-        frozen.append(freeze(reference.to(at_rest)))
+        frozen.append(freeze(reference))
     models = {"policy": policy, "critic": critic, "reference": reference}
     _fit_contexts(config, tokenizer, models, prompts, mixed)
     policy.requires_grad_(True)

@@ -12,13 +12,13 @@ from ppomax.models.loading import load_tokenizer
 from ppomax.models.shared_base import RewardAdapter, Role, SharedBase
 from ppomax.rollout.reward_sources import ModelSource, RewardSource, default_name, make_member, make_source
 from ppomax.train.parallel import Ranks
-from ppomax.train.sharding import divide
+from ppomax.train.sharding import divide, first_device
 
 
 def shared_models(
     config: PPOConfig, causal: Any, chat_format: ChatFormat, ranks: Ranks, given: Sequence[Any], *, in_memory: bool
 ) -> tuple[Role, Role, Role, list[RewardSource]]:
-    """Policy, critic, reference and reward sources on the base ``causal``.
+    """Policy, critic, reference and reward sources on the base ``causal``, which lies on the CPU and is halved there.
 
     ``given``: reward sources in memory, which stand for those of the configuration; models among them are refused.
     """
@@ -51,6 +51,7 @@ def shared_models(
         critic.config.reward_offset = 0.0
     policy, reference = base.policy_role(), base.reference_role()
     base.settle(bf16=config.precision == "bf16")
+    base.to(first_device(config.parallel, ranks))
     divide(base, config.parallel, ranks, config.precision)
     for role in (*base.roles.values(),):
         role.weights = getattr(base, "division", None)

@@ -52,6 +52,15 @@ def _require_layers(model: nn.Module, option: str) -> list[nn.Module]:
     return found
 
 
+def halve_layers(model: nn.Module) -> None:
+    """Keep the layers of a frozen model that `shard` divides in bf16, in which they would be gathered anyway.
+
+    No number changes; half of their memory is free. What lies outside the layers is gathered in float32, and stays so.
+    """
+    for p in (p for layer in layers(model) for p in layer.parameters()):
+        p.data = p.data.to(torch.bfloat16)
+
+
 # ------------------------------------------------------------------------------------------ divided weights
 
 
@@ -91,8 +100,14 @@ class Sharded:
         yield self._assemble(model, self.device, halve=self.bf16)
 
     def saved(self, model: nn.Module) -> nn.Module | None:
-        """A float32 copy with all weights on the main rank's CPU, and None on the others; all ranks must ask for it."""
-        return self._assemble(model, torch.device("cpu"), halve=False, main_only=True)
+        """A copy with all weights on the main rank's CPU, and None on the others; all ranks must ask for it.
+
+        It is ``disposable``, as a `cpu_copy` is.
+        """
+        copied = self._assemble(model, torch.device("cpu"), halve=False, main_only=True)
+        if copied is not None:
+            copied.disposable = True
+        return copied
 
     @torch.no_grad()
     def _assemble(self, model: nn.Module, device: torch.device, *, halve: bool, main_only: bool = False) -> Any:
@@ -138,11 +153,17 @@ def in_turn(ranks: Ranks) -> Iterator[None]:
         return
     _mesh(ranks)
     before, here = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
+    mistake: UserError | None = None
     for _ in range(before):
         ranks.barrier()
-    yield
+    try:
+        yield
+    except UserError as error:  # the others come to it as well, each in its turn
+        mistake = error
     for _ in range(here - before):
         ranks.barrier()
+    if mistake is not None:
+        raise mistake
 
 
 def shard(root: nn.Module, ranks: Ranks, *, keep: bool, bf16: bool, views: Sequence[nn.Module] = ()) -> None:
@@ -236,13 +257,8 @@ class Offloaded:
         yield model
 
 
-def frozen_device(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
-    """Where a frozen model is loaded."""
-    return ranks.device if parallel.frozen == "replicate" else torch.device("cpu")
-
-
 def put_aside(model: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, bench: list[Offloaded]) -> None:
-    """Make a frozen model ready as the configuration asks."""
+    """Make a frozen model, which was loaded on the CPU, ready as the configuration asks."""
     if parallel.frozen == "offload":
         offload(model, ranks.device, bench)
     elif parallel.frozen == "shard" and ranks.size > 1:
