@@ -51,13 +51,18 @@ from ppomax.train.ppo_score import score
 from ppomax.train.ppo_setup import Setup, prepare, say
 from ppomax.train.ppo_update import Tally, Updater
 from ppomax.train.ppo_watch import LiveJudge, watch
-from ppomax.train.progress import ProgressLine
+from ppomax.train.progress import ProgressLine, course
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
 from ppomax.train.sharding import to_save
 from ppomax.watch.metrics import experience_metrics, response_metrics
 
 PARTS = ["policy", "critic", "policy_optim", "critic_optim", "loop"]
+FOLLOWED = {
+    "reward": "reward/mean", "kl": "kl/ref", "length": "response/length", "perplexity": "policy/perplexity",
+    "win_rate": "eval/win_rate",
+}  # fmt: skip
+"""numbers whose course a terminal shows, by their names there"""
 
 
 @dataclass
@@ -170,14 +175,16 @@ def train_ppo(
     total_critic_updates = planned_updates(config, 0, pretraining + config.iterations)
     history = run.read()
     expected = config.iterations + (pretraining if loop.pretraining else len(loop.value_losses))
-    bar = ProgressLine(
-        "ppo", expected, done=loop.iteration, quiet=not ranks.is_main, alarms=run.path / "alarms.jsonl",
-        sparklines=("reward", "kl", "length", "perplexity", "win_rate"),
-    )  # fmt: skip
     judge = None
     if setup.judge_prompts:
         with run.undone_if_nothing_came():
             judge = LiveJudge(setup, config, ranks, run, loop.iteration)
+    judged = {line["iteration"]: line for line in judge.lines} if judge else {}
+    earlier = [{**judged.get(line["iteration"], {}), **line} for line in history]
+    bar = ProgressLine(
+        "ppo", expected, done=loop.iteration, quiet=not ranks.is_main, alarms=run.path / "alarms.jsonl",
+        sparklines={name: course(earlier, metric) for name, metric in FOLLOWED.items()},
+    )  # fmt: skip
     with run.undone_if_nothing_came(), guard, Requests(run) as requests, bar:
         while loop.policy_iterations < config.iterations and not guard.stopped:
             if loop.iteration == 0 and config.watch.detect and config.watch.on_collapse == "rollback":

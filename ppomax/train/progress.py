@@ -6,9 +6,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -47,6 +48,18 @@ def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
     return "".join(map(block, means))
 
 
+def course(rows: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
+    """Values of ``metric`` in rows of metrics.jsonl, for a resumed run's panel: rows without it repeat the one before."""
+    found: list[float] = []
+    for row in rows:
+        value = row.get(metric)
+        if isinstance(value, int | float):
+            found.append(float(value))
+        elif found:
+            found.append(found[-1])
+    return found
+
+
 class _Panel(Progress):
     """A bar, and below it a line for each number that is followed, and the last alarm."""
 
@@ -61,18 +74,18 @@ class ProgressLine:
     """``with ProgressLine("sft", total) as bar: bar.step(loss=...)``.
 
     On a terminal the numbers named in ``sparklines`` are shown with their course, and the last line of ``alarms``, a file
-    of alarms (RUN/alarms.jsonl), below them.
+    of alarms (RUN/alarms.jsonl), below them. ``sparklines``: name of a number -> its course in earlier lives of the run.
     """
 
     def __init__(
-        self, name: str, total: int, *, done: int = 0, quiet: bool = False, sparklines: Sequence[str] = (),
-        alarms: Path | None = None,
+        self, name: str, total: int, *, done: int = 0, quiet: bool = False,
+        sparklines: Mapping[str, Sequence[float]] | None = None, alarms: Path | None = None,
     ) -> None:  # fmt: skip
         self.name, self.total, self.done, self.quiet = name, total, done, quiet
         self._live = sys.stderr.isatty() and not quiet
         self._last = self._start = time.monotonic()
         self._first = done
-        self._courses: dict[str, list[float]] = {name: [] for name in sparklines}
+        self._courses = {name: list(earlier) for name, earlier in (sparklines or {}).items()}
         self._alarms, self._alarms_size, self._alarm = alarms, -1, Text()
         if self._live:
             columns = (
@@ -84,6 +97,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         if self._live:
+            self._follow({})
             self._bar.start()
         return self
 

@@ -43,13 +43,17 @@ from ppomax.train.made import record_start
 from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.pairs import EncodedPair, PairBatch, collate, demonstration_ids, encode_pairs, make_schedule
 from ppomax.train.parallel import Ranks, join
-from ppomax.train.progress import ProgressLine
+from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory, plain
 from ppomax.train.sharding import divide, first_device, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng"]
+FOLLOWED = {
+    "loss": "loss/train", "accuracy": "train/accuracy", "gap": "train/gap", "held_out_accuracy": "eval/accuracy",
+}  # fmt: skip
+"""numbers whose course a terminal shows, by their names there"""
 TRAIN_SAMPLE = 100, 1000
 """fewest and most training pairs that are scored beside the held-out ones; else as many as those"""
 
@@ -230,7 +234,10 @@ def train_reward(
             numbers["eval/loss"] = float(np.logaddexp(0.0, -gaps).mean())
         return numbers, chosen, rejected
 
-    bar = ProgressLine("reward", total, done=start, quiet=not ranks.is_main)
+    history = run.read()
+    evaluated_last: dict[str, float] = {}
+    courses = {name: course(history, metric) for name, metric in FOLLOWED.items()}
+    bar = ProgressLine("reward", total, done=start, quiet=not ranks.is_main, sparklines=courses)
     with Requests(run, "update") as requests, bar:
         for update in range(start, total):
             began = time.perf_counter()
@@ -238,6 +245,7 @@ def train_reward(
             # A line holds the model *after* `update` updates: the first one is the untrained unit's.
             if eval_encoded and config.eval_every and update % config.eval_every == 0:
                 metrics |= evaluate()[0]
+                evaluated_last = {"held_out_accuracy": metrics["eval/accuracy"]}
             evaluated = time.perf_counter()
 
             batch_pairs = [encoded[i] for i in schedule[update]]
@@ -282,7 +290,8 @@ def train_reward(
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
             epoch = float(seen_pairs[update + 1]) / len(encoded)
             run.log({"update": update, "epoch": epoch, **metrics})
-            bar.step(loss=means[0], accuracy=means[3], gap=means[4] - means[5], pairs_s=len(batch_pairs) / seconds)
+            told = {"loss": means[0], "accuracy": means[3], "gap": means[4] - means[5], **evaluated_last}
+            bar.step(**told, pairs_s=len(batch_pairs) / seconds)
             done, requested = update + 1, requests.take()
             if done == total or requested or (config.checkpoint.every and done % config.checkpoint.every == 0):
                 state = {

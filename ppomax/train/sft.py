@@ -38,7 +38,7 @@ from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everyth
 from ppomax.train.made import record_start
 from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.parallel import Ranks, join
-from ppomax.train.progress import ProgressLine
+from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
@@ -316,7 +316,10 @@ def train_sft(
         first_evaluation = states["progress"]["first_evaluation"]
         restore_rng(states["rng"], device)
 
-    bar = ProgressLine("sft", total, done=start, quiet=not ranks.is_main)
+    history = run.read()
+    evaluated_last: dict[str, float] = {}
+    courses = {"loss": course(history, "loss/train"), "held_out_loss": course(history, "eval/loss")}
+    bar = ProgressLine("sft", total, done=start, quiet=not ranks.is_main, sparklines=courses)
     with Requests(run, "update") as requests, bar:
         for update in range(start, total):
             began = time.perf_counter()
@@ -326,6 +329,7 @@ def train_sft(
                 evaluation = evaluate_lm(model, eval_examples, config, ranks, pad_id)
                 first_evaluation = first_evaluation or evaluation
                 metrics |= _flat(evaluation)
+                evaluated_last = {"held_out_loss": evaluation["loss"]}
             evaluated = time.perf_counter()
 
             step_rows = [rows[i] for i in order.take(min(config.batch_size, rows_in_all - order.position))]
@@ -353,7 +357,7 @@ def train_sft(
             metrics |= {"loss/train": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
             run.log({"update": update, "epoch": order.position / len(rows), **metrics})
-            bar.step(loss=loss, perplexity=math.exp(min(loss, 700.0)), tokens_s=tokens / seconds)
+            bar.step(loss=loss, perplexity=math.exp(min(loss, 700.0)), **evaluated_last, tokens_s=tokens / seconds)
             done, requested = update + 1, requests.take()
             if done == total or requested or (config.checkpoint.every and done % config.checkpoint.every == 0):
                 parts = {
