@@ -7,7 +7,6 @@ hands on bf16: the same numbers, rounded once, in fewer passes. Without autocast
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -63,9 +62,12 @@ class _Quick:
         return normed.view(x.shape)
 
 
-@functools.cache
+_made: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _quick(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_Quick, kind), {"__module__": kind.__module__})
+    """The class ``kind`` with our forward pass; made once, since it is the class that models share."""
+    return _made.setdefault(kind, type(kind.__name__, (_Quick, kind), {"__module__": kind.__module__}))
 
 
 @torch.no_grad()
