@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ppomax.config import EndpointConfig
 from ppomax.errors import UserError
+from ppomax.retry_after import retry_after
 from ppomax.train.checkpoint import write_atomic
 
 LONGEST_WAIT = 600.0
@@ -293,24 +292,6 @@ def _run(work: Coroutine[Any, Any, UserError | None]) -> UserError | None:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks to wait, from ``retry-after-ms`` or ``Retry-After`` (seconds or a date)."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            seconds = float(value) / unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(value).timestamp() - time.time()
-            except (ValueError, TypeError):
-                continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    return None
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ Sent by a thread of its own, so that an address that is slow, broken or gone cos
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import queue
@@ -14,11 +15,15 @@ import threading
 import time
 import urllib.request
 from http.client import HTTPException
+from urllib.error import HTTPError
 
 from ppomax.errors import UserError
+from ppomax.retry_after import retry_after
 
 WAITING = 100
 """messages that wait at most; further ones are dropped and counted"""
+LONGEST_PAUSE = 60.0
+"""seconds between two attempts that an address may ask for; where it asks for more the message is given up"""
 
 
 def address(url: str) -> str:
@@ -38,9 +43,9 @@ class Webhook:
     def __init__(self, url: str, *, timeout: float = 10.0, retries: int = 3, pause: float = 1.0) -> None:
         self.url, self.timeout, self.retries, self.pause = address(url), timeout, retries, pause
         self.sent = self.lost = 0
-        """messages that were taken, and that were given up after ``retries`` further attempts or for want of room"""
+        """messages that were taken, and that were given up after ``retries`` further attempts, when refused, or for want of room"""
         self._queue: queue.Queue[str | None] = queue.Queue(WAITING)
-        self._closing = threading.Event()
+        self._closing, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
@@ -51,12 +56,13 @@ class Webhook:
             self.lost += 1
 
     def close(self, wait: float = 5.0) -> None:
-        """Send what waits, for ``wait`` seconds at most; pauses before retries are cut short."""
+        """Send what waits, for ``wait`` seconds at most; pauses of our own are cut short."""
         end = time.monotonic() + wait
         self._closing.set()
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=wait)
         self._thread.join(max(0.0, end - time.monotonic()))
+        self._over.set()
         with contextlib.suppress(queue.Empty):  # what is still there is given up
             while self._queue.get_nowait() is not None:
                 self.lost += 1
@@ -77,15 +83,23 @@ class Webhook:
 
     def _send(self, text: str) -> str | None:
         """What went wrong the last time, or None. The address itself is a secret and is not told."""
-        body = json.dumps({"text": text}).encode()
+        body = json.dumps({"text": html.escape(text, quote=False)}).encode()  # these three mean something to Slack
         error = ""
         for attempt in range(self.retries + 1):
-            if attempt:
-                self._closing.wait(self.pause * 2 ** (attempt - 1))
+            asked = 0.0
             try:
                 request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"}, method="POST")
                 with urllib.request.urlopen(request, timeout=self.timeout):
                     return None
             except (OSError, HTTPException, ValueError) as problem:  # HTTPError and TimeoutError are OSErrors
                 error = f"{type(problem).__name__}: {getattr(problem, 'code', None) or getattr(problem, 'reason', '')}"
+                if isinstance(problem, HTTPError):
+                    if 400 <= problem.code < 500 and problem.code != 429:
+                        break  # refused, and so it would be again
+                    asked = retry_after({name.lower(): value for name, value in problem.headers.items()}) or 0.0
+            if attempt == self.retries or asked > LONGEST_PAUSE:
+                break
+            if self._over.wait(asked):  # not cut short by `close` while that still waits
+                break
+            self._closing.wait(max(0.0, self.pause * 2**attempt - asked))
         return error

@@ -7,7 +7,6 @@ import importlib.util
 import itertools
 import time
 from collections import Counter
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from ppomax.config import LLMConfig
 from ppomax.errors import UserError
-from ppomax.evaluate.llm_endpoint import Endpoint, ReplyFile, retry_after
+from ppomax.evaluate.llm_endpoint import Endpoint, ReplyFile
 
 _spec = importlib.util.spec_from_file_location("judge_server", Path(__file__).with_name("judge_server.py"))
 assert _spec and _spec.loader
@@ -179,15 +178,6 @@ def test_inside_a_running_loop(tmp_path: Path) -> None:
             return judge.verdicts(a, b)
 
         assert [v["outcome"] for v in asyncio.run(notebook())] == [1, 1]
-
-
-def test_retry_after_in_every_form() -> None:
-    assert retry_after({"retry-after": "2.5"}) == 2.5
-    assert retry_after({"retry-after-ms": "300", "retry-after": "9"}) == 0.3
-    assert retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
-    assert retry_after({"retry-after": formatdate(time.time() - 30, usegmt=True)}) == 0
-    assert retry_after({"retry-after": "soon"}) is None and retry_after({"retry-after": "nan"}) is None
-    assert retry_after({}) is None
 
 
 def test_a_server_of_ones_own_needs_no_key_and_may_tell_no_usage(

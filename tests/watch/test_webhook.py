@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 
 from ppomax.errors import UserError
-from ppomax.watch.webhook import WAITING, Webhook, address
+from ppomax.watch.webhook import LONGEST_PAUSE, WAITING, Webhook, address
 
 
 @contextmanager
-def server(*, failures: int = 0, free: threading.Event | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(address, what was taken): answers 500 so many times first, and nothing before it is ``free``."""
+def server(
+    *, failures: int = 0, status: int = 500, wait: str | None = None, free: threading.Event | None = None,
+    asked: list[float] | None = None,
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
+    """(address, what was taken): answers ``status`` so many times first, and nothing before it is ``free``.
+
+    ``wait`` is its Retry-After; the times of all requests go to ``asked``.
+    """
     taken: list[dict[str, Any]] = []
     left = [failures]
 
@@ -26,11 +32,16 @@ def server(*, failures: int = 0, free: threading.Event | None = None) -> Iterato
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             assert self.headers["Content-Type"] == "application/json"
+            if asked is not None:
+                asked.append(time.monotonic())
             if free is not None:
                 free.wait(60)
             if left[0] > 0:
                 left[0] -= 1
-                self.send_error(500)
+                self.send_response(status)
+                if wait is not None:
+                    self.send_header("Retry-After", wait)
+                self.end_headers()
                 return
             taken.append(json.loads(body))
             self.send_response(200)
@@ -53,9 +64,11 @@ def test_posted_as_slack_reads_it() -> None:
     with server() as (url, taken):
         hook = Webhook(url)
         hook.post("collapse: 崩溃 <b>&\n")
-        hook.post("second")
+        hook.post("'second' \"<!channel>\"")
         hook.close()
-    assert taken == [{"text": "collapse: 崩溃 <b>&\n"}, {"text": "second"}]
+    assert taken == [{"text": "collapse: 崩溃 &lt;b&gt;&amp;\n"}, {"text": "'second' \"&lt;!channel&gt;\""}], (
+        "as Slack's rules ask; no quotes"
+    )
     assert (hook.sent, hook.lost) == (2, 0)
 
 
@@ -65,6 +78,62 @@ def test_tried_again_after_500() -> None:
         hook.post("a")
         hook.close()
     assert taken == [{"text": "a"}] and hook.lost == 0
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 410])
+def test_refused_is_not_asked_again(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[float] = []
+    with server(failures=1, status=status, asked=asked) as (url, taken):
+        hook = Webhook(url, pause=0.01)
+        hook.post("a")
+        hook.post("b")
+        hook.close()
+    assert len(asked) == 2 and taken == [{"text": "b"}] and (hook.sent, hook.lost) == (1, 1)
+    assert f"an alarm could not be sent (HTTPError: {status})" in capsys.readouterr().err
+
+
+def test_an_address_that_asks_for_a_pause_gets_it() -> None:
+    """Longer than our own pause, and not cut short when the run ends meanwhile."""
+    asked: list[float] = []
+    with server(failures=2, status=429, wait="0.4", asked=asked) as (url, taken):
+        hook = Webhook(url, pause=0.01)
+        hook.post("a")
+        hook.close(wait=60)
+    assert taken == [{"text": "a"}] and hook.lost == 0
+    assert asked[1] - asked[0] >= 0.4 and asked[2] - asked[1] >= 0.4
+
+
+def test_429_without_a_pause_is_tried_again_as_any_fault() -> None:
+    asked: list[float] = []
+    with server(failures=99, status=429, asked=asked) as (url, taken):
+        hook = Webhook(url, pause=0.01, retries=2)
+        hook.post("a")
+        hook.close()
+    assert len(asked) == 3 and not taken and hook.lost == 1
+
+
+def test_too_long_a_pause_is_not_waited_for() -> None:
+    asked: list[float] = []
+    with server(failures=1, status=429, wait=str(LONGEST_PAUSE + 1), asked=asked) as (url, taken):
+        hook = Webhook(url, pause=0.01)
+        hook.post("a")
+        hook.post("b")
+        hook.close(wait=30)
+    assert len(asked) == 2 and taken == [{"text": "b"}] and hook.lost == 1
+
+
+def test_the_end_of_the_run_does_not_wait_for_a_pause() -> None:
+    asked: list[float] = []
+    with server(failures=99, status=429, wait="30", asked=asked) as (url, _):
+        hook = Webhook(url)
+        hook.post("a")
+        while not asked:
+            time.sleep(0.01)
+        began = time.monotonic()
+        hook.close(wait=0.2)
+        assert time.monotonic() - began < 10
+        hook._thread.join(20)
+    assert len(asked) == 1 and hook.lost == 1, "given up with the rest"
 
 
 def test_given_up_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
