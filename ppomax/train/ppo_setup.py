@@ -34,6 +34,7 @@ from ppomax.models.loading import (
     load_tokenizer,
     scalar_from_causal,
 )
+from ppomax.models.norms import quicken_norms
 from ppomax.models.precision import halve_linears
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
@@ -231,6 +232,9 @@ def _own_models(
     if reference is not None:
         frozen.append(freeze(reference))
     models = {"policy": policy, "critic": critic, "reference": reference}
+    for model in models.values():  # also those given in memory: policy and reference must not differ in rounding
+        if model is not None:
+            quicken_norms(model)
     _fit_contexts(config, tokenizer, models, prompts, mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)
