@@ -3,12 +3,12 @@
     python benchmarks/early_warning.py --rlwatch FOLDER/bin/python
 
 Reads finished runs of the lab (`ppomax lab run`), each with the truth: the world's judge on held-out prompts, every eight
-iterations. Runs for tuning and runs that are judged are different files; thresholds of rlwatch and of the single metrics are
+iterations. Which runs tune and which are judged: `warning_runs.LOOKED_AT`. Thresholds of rlwatch and of the single metrics are
 chosen on the first and counted on the second, those of the watch are what ppomax ships. rlwatch runs in an environment of its own:
 
     python3 -m venv FOLDER && FOLDER/bin/pip install rlwatch==0.5.1
 
-Writes docs/results/early_warning.json and the tables between the marks of docs/results/early_warning.md.
+Writes docs/results/early_warning.json, and what stands between marks in docs/results/early_warning.md: two minutes on one core.
 """
 
 from __future__ import annotations
@@ -17,302 +17,314 @@ import argparse
 import itertools
 import json
 import math
-import statistics
-import subprocess
-import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppomax.lab.results import Result, read_result
-from ppomax.lab.statistics import end, smooth
+from warning_metrics import FOUR, READINGS, areas_of, crossed, reaches, tightest
+from warning_rlwatch import FED, LEVELS, READS, ask, earliest, has_input, scored, tuned
+from warning_runs import Truth, split
+from warning_scores import Alarms, Floats, Score, between, interval, kinds, paired, part, score
+
+from ppomax.evaluate.winrate import sign_test
+from ppomax.lab.results import rounded
 from ppomax.train.checkpoint import write_atomic
+from ppomax.watch import detectors
 from ppomax.watch.collapse import CollapseWatch
-from ppomax.watch.history import BASELINE, SMOOTH
-from ppomax.watch.robust import noise
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "results" / "early_warning.md"
-BEGIN, END = "<!-- tables: made by benchmarks/early_warning.py -->", "<!-- end of tables -->"
-RESULTS = Path("lab/results")
-TUNING = [
-    Path("lab/development"),
-    *sorted(p for arm in ("vanilla", "ppo_max") for p in RESULTS.glob(f"shared/{arm}-seed[234]-*.jsonl")),
-    *sorted(RESULTS.glob("*/eta_0*-seed[234]-*.jsonl")),
-]
-"""runs that were looked at while thresholds were chosen"""
-FED = {
-    "entropy": "policy/entropy", "kl_divergence": "kl/ref", "reward_mean": "reward/mean", "reward_std": "reward/std",
-    "loss": "loss/policy", "grad_norm": "grad_norm/policy",
-}  # fmt: skip
-"""what rlwatch reads, and the metric of ours that is it; it gets no rewards one by one and no spread of advantages"""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What became of a run, by the judge."""
-
-    name: str
-    kind: str
-    """collapsing, healthy or neither; steered: the watch itself rolled it back, or diverged: its numbers ended before it did,
-    so what would have become of it is not seen"""
-    fall: int | None
-    """first iteration of the last stretch of evaluations below 50%"""
-    rows: list[dict[str, Any]]
-    arm: str = ""
-    seed: int = 0
-    end: float = math.nan
-    """mean of the last three evaluations"""
-    last: float = math.nan
-    """win rate of the last, thorough evaluation"""
-
-
-def truth(result: Result) -> Truth:
-    """Collapsing: the mean of the last three evaluations is below 50%. Healthy: it is within five points of the smoothed
-    best, and no smoothed evaluation is below 50%.
-
-    The first evaluation comes before any training, where 50% is chance.
-    """
-    at = [int(e["iteration"]) for e in result.evaluations]
-    rates = [float(e["eval/win_rate"]) for e in result.evaluations]
-    name = f"{result.header['arm']}, seed {result.seed}, {result.key}"
-    rows = [
-        {k: v for k, v in row.items() if v is not None} for row in result.stream
-    ]  # null: no such number in this line
-    last = float(result.endpoint["same_temperature"]["win_rate"])
-    kind, fall, curve = "neither", None, smooth(rates)[1:]
-    if result.header["identity"].get("watch.on_collapse") == "rollback":
-        kind = "steered"
-    elif "diverged" in result.header:
-        kind = "diverged"
-    elif end(rates) < 0.5:
-        above = [i for i, rate in enumerate(rates) if rate >= 0.5]
-        kind, fall = "collapsing", at[above[-1] + 1] if above else at[1]
-    elif min(curve) >= 0.5 and max(curve) - end(rates) <= 0.05:
-        kind = "healthy"
-    return Truth(name, kind, fall, rows, result.header["arm"], result.seed, end(rates), last)
-
-
-def load(paths: Iterable[Path]) -> list[Truth]:
-    """Runs of files, and of all files in folders."""
-    found: dict[str, Truth] = {}
-    for where in paths:
-        for path in sorted(where.rglob("*.jsonl")) if where.is_dir() else [where]:
-            try:
-                result = read_result(path)
-            except Exception as error:  # runs of an earlier format have no stream
-                print(f"left out: {str(error).splitlines()[0]}", file=sys.stderr)
-                continue
-            found[result.key] = truth(result)
-    return list(found.values())
-
-
-# ------------------------------------------------------------------------------------------------ scores
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a rule that gives at most one alarm a run did."""
-
-    in_time: int
-    collapsing: int
-    lead: float
-    """median iterations from alarm to fall, of the alarms in time"""
-    false: int
-    healthy: int
-
-    @property
-    def worth(self) -> tuple[float, float]:
-        """For choosing among settings: alarms in time less false ones, as shares; then the lead."""
-        gained = self.in_time / max(self.collapsing, 1) - self.false / max(self.healthy, 1)
-        return gained, self.lead if math.isfinite(self.lead) else -1.0
-
-    def cells(self) -> list[str]:
-        lead = f"{self.lead:.0f}" if math.isfinite(self.lead) else "-"
-        return [f"{self.in_time} of {self.collapsing}", lead, f"{self.false} of {self.healthy}"]
-
-
-def score(runs: Sequence[Truth], alarms: Mapping[str, int | None]) -> Score:
-    """An alarm is in time before the evaluation that first finds the win rate below 50%; on a healthy run it is false."""
-    collapsing = [r for r in runs if r.kind == "collapsing"]
-    healthy = [r for r in runs if r.kind == "healthy"]
-    leads = [
-        r.fall - at for r in collapsing if (at := alarms[r.name]) is not None and r.fall is not None and at < r.fall
-    ]
-    false = sum(alarms[r.name] is not None for r in healthy)
-    return Score(len(leads), len(collapsing), statistics.median(leads) if leads else math.nan, false, len(healthy))
-
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "results" / "early_warning.md"
+MARK = "<!-- {}: made by benchmarks/early_warning.py -->", "<!-- end of {} -->"
+OURS = (*(d.name for d in detectors.DETECTORS), "combined", "not_finite")
+"""every detector of the watch"""
+WHOLE = "any detector"
+WANTED = 20
+"""collapsing runs, and healthy ones, before this is a result"""
 
 # ------------------------------------------------------------------------------------------------ the watch
 
 
-def watched(runs: Sequence[Truth]) -> dict[str, dict[str, int | None]]:
-    """By rule: the iteration of the first alarm in each run; `collapse`, and each detector by its first warning."""
-    rules: dict[str, dict[str, int | None]] = {"collapse": {}}
+def watched(runs: Sequence[Truth]) -> dict[str, dict[str, dict[str, int | None]]]:
+    """Detector -> level -> run -> iteration of its first alarm of that level or a graver one; `any` is the watch as a whole."""
+    none: dict[str, int | None] = {run.name: None for run in runs}
+    rules = {name: {level: dict(none) for level in detectors.LEVELS} for name in ("any", *OURS)}
     for run in runs:
         watch = CollapseWatch()
         for row in run.rows:
             for alarm in watch.step(row):
-                if alarm.level == "collapse":
-                    rules["collapse"].setdefault(run.name, alarm.iteration)
-                if alarm.level != "notice":
-                    rules.setdefault(alarm.detector, {}).setdefault(run.name, alarm.iteration)
-    return {rule: {run.name: found.get(run.name) for run in runs} for rule, found in rules.items()}
+                for level in detectors.LEVELS[: detectors.LEVELS.index(alarm.level) + 1]:
+                    for name in ("any", alarm.detector):
+                        if rules[name][level][run.name] is None:
+                            rules[name][level][run.name] = alarm.iteration
+    return rules
+
+
+def telling(by_level: Mapping[str, Alarms]) -> list[tuple[str, Alarms]]:
+    """Levels worth a line, the lowest first: one that gives the same alarms as the next graver one is left out, and so are
+    graver ones that never came. At least one."""
+    levels = list(by_level.items())
+    if not any(at is not None for at in levels[0][1].values()):
+        return [("any", levels[0][1])]
+    kept = []
+    for i, (level, alarms) in enumerate(levels):
+        came = any(at is not None for at in alarms.values())
+        if came and (i + 1 == len(levels) or alarms != levels[i + 1][1]):
+            kept.append((level, alarms))
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------ rules
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line of the table of rules."""
+
+    name: str
+    level: str
+    alarms: Alarms
+    score: Score | None
+    """None: no run has what it reads"""
+    note: str = ""
+
+    def cells(self) -> list[str]:
+        return [self.name, self.level, *(self.score.cells() if self.score else [self.note, "-", "-", "-"])]
+
+
+def our_rules(judged: Sequence[Truth]) -> list[Rule]:
+    return [
+        Rule(f"ppomax: {WHOLE if name == 'any' else name}", level, alarms, score(judged, alarms))
+        for name, by_level in watched(judged).items()
+        for level, alarms in telling(by_level)
+    ]
+
+
+def lacking(judged: Sequence[Truth], detector: str) -> str:
+    """What some or all runs have no input for, in words; empty where all have it."""
+    without = sum(not has_input(run, detector) for run in judged)
+    metric = FED[READS[detector]]
+    if without == len(judged):
+        return f"no input: no run has `{metric}`"
+    return f"{without} runs have no `{metric}`" if without else ""
+
+
+def their_rules(python: str, tuning: Sequence[Truth], judged: Sequence[Truth]) -> tuple[list[Rule], dict[str, Any]]:
+    """rlwatch's rules, at its defaults and tuned; and its settings."""
+
+    def alone(prefix: str, name: str, level: str, alarms: Alarms) -> Rule:
+        note, found = lacking(judged, name), scored(judged, name, alarms)
+        more = " (variance alone: no single rewards for its dip test)" if name == "reward_hacking" else ""
+        more += f" ({note})" if note and found else ""
+        return Rule(f"{prefix}: {name}{more}", level, alarms, found, note)
+
+    defaults = ask(python, judged, {"defaults": {}})["defaults"]
+    rules = []
+    for name in ("any", *READS):
+        of = [name] if name != "any" else list(READS)
+        by_level = {level: earliest(defaults, dict.fromkeys(of, level), judged) for level in LEVELS}
+        for level, alarms in telling(by_level):
+            if name == "any":
+                rules.append(Rule(f"rlwatch, defaults: {WHOLE}", level, alarms, score(judged, alarms)))
+            else:
+                rules.append(alone("rlwatch, defaults", name, level, alarms))
+    settings, levels, chosen = tuned(python, tuning)
+    best = ask(python, judged, {"best": settings})["best"]
+    together = earliest(best, {name: levels[name] for name in chosen}, judged)
+    rules.append(Rule(f"rlwatch, tuned together: {' or '.join(chosen)}", "as tuned", together, score(judged, together)))
+    for name in READS:
+        if name in levels:
+            rules.append(alone("rlwatch, tuned", name, levels[name], earliest(best, {name: levels[name]}, judged)))
+        else:
+            note = f"no tuning run has `{FED[READS[name]]}`"
+            rules.append(
+                Rule(f"rlwatch, tuned: {name}", "-", dict.fromkeys((r.name for r in judged), None), None, note)
+            )
+    return rules, {"settings": settings, "levels": levels, "together": chosen}
+
+
+def compared(judged: Sequence[Truth], rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
+    """Our collapse alarm beside rlwatch's rules on the same runs; where it is not ahead is said in words."""
+    ours = next(r for r in rules if (r.name, r.level) == (f"ppomax: {WHOLE}", "collapse"))
+    lines, data, tied = [], {}, []
+    for rule in rules:
+        if not rule.name.startswith((f"rlwatch, defaults: {WHOLE}", "rlwatch, tuned together")):
+            continue
+        found = paired(judged, ours.alarms, rule.alarms)
+        title = f"{rule.name}, {rule.level}"
+        lines.append([title, *found.cells()])
+        data[title] = vars(found)
+        assert rule.score is not None and ours.score is not None
+        ahead = ours.score.in_time - rule.score.in_time
+        p = sign_test(found.in_time[1], found.in_time[2])
+        if ahead <= 0 or p > 0.05:
+            how = "Not ahead" if ahead <= 0 else f"Ahead, but by no more than chance may give (p = {p:.2g}),"
+            tied.append(
+                f"**{how} in recall of {title}**: it is in time in {rule.score.in_time} of {rule.score.collapsing} (the watch "
+                f"{ours.score.in_time}), with false alarms on {rule.score.false} of {rule.score.healthy} healthy runs (the watch "
+                f"{ours.score.false})."
+            )
+    head = [
+        "the watch's collapse alarm against", "in time: both", "only the watch", "only rlwatch", "neither", "sign test p",
+        "iterations earlier, both in time", "false: both", "only the watch", "only rlwatch", "neither",
+    ]  # fmt: skip
+    return "\n\n".join([table(head, lines), *map(prose, tied)]), data
 
 
 # ------------------------------------------------------------------------------------------------ single metrics
 
 
-def tail(row: Mapping[str, Any]) -> float | None:
-    """Right side of the reward distribution against its left side."""
-    p5, p50, p95 = (row.get(f"reward/{p}") for p in ("p5", "p50", "p95"))
-    return None if p5 is None or p50 is None or p95 is None else (p95 - p50) / max(p50 - p5, 1e-9)
+@dataclass(frozen=True)
+class Reading:
+    """A metric in one unit, on the judged runs."""
+
+    metric: str
+    unit: str
+    tuning_area: float
+    area: Floats
+    """over all widths: `areas`"""
+    separation: Floats
+    """likewise, against healthy runs of the same length"""
+    width: float
+    """the most sensitive one without a false alarm on the tuning runs"""
+    score: Score
+    """at that width"""
+    hindsight: tuple[Score, Score]
+    """at the most sensitive width without a false alarm on the judged runs, and with one in ten"""
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric}, by its {self.unit}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "tuning_area": self.tuning_area, "area": self.area[0], "area_interval": interval(self.area),
+            "separation": self.separation[0], "separation_interval": interval(self.separation), "width": self.width,
+            "at_that_width": self.score.as_dict(), "no_false_alarm_in_hindsight": self.hindsight[0].as_dict(),
+            "one_in_ten_in_hindsight": self.hindsight[1].as_dict(),
+        }  # fmt: skip
 
 
-METRICS = {
-    "KL to the reference": [lambda r: r.get("kl/ref")],
-    "perplexity": [lambda r: math.log(r["policy/perplexity"]) if r.get("policy/perplexity") else None],
-    "response length": [lambda r: r.get("response/length")],
-    "reward distribution": [lambda r: r.get("reward/std"), lambda r: r.get("reward/skewness"), tail],
-    "reward, mean (not one of the four)": [lambda r: r.get("reward/mean")],
-    "policy loss (not one of the four)": [lambda r: r.get("loss/policy")],
-}
-"""section 5.2's four, and two that the paper says show nothing; a metric of several numbers is out when one of them is"""
+def read(tuning: Sequence[Truth], judged: Sequence[Truth]) -> list[Reading]:
+    readings = []
+    for metric, unit in READINGS:
+        before, now = reaches(tuning, metric, unit), reaches(judged, metric, unit)
+        width = tightest(tuning, before)
+        allowed = (0, len(kinds(judged)[1]) // 10)
+        hindsight = [score(judged, crossed(judged, now, tightest(judged, now, n))) for n in allowed]
+        readings.append(
+            Reading(
+                metric, unit, float(areas_of(tuning, before, as_long=False)[0]), areas_of(judged, now, as_long=False),
+                areas_of(judged, now, as_long=True), width, score(judged, crossed(judged, now, width)),
+                (hindsight[0], hindsight[1]),
+            )
+        )  # fmt: skip
+    return readings
 
 
-def departures(run: Truth, metric: str) -> list[float]:
-    """By iteration: how many times its own noise the metric is from its start; the median of `SMOOTH`, either side."""
-    rows = [row for row in run.rows if row.get("phase", "policy") == "policy"]
-    largest = [0.0] * len(rows)
-    for number in METRICS[metric]:
-        values = [number(row) for row in rows]
-        known = [v for v in values[: 4 * BASELINE] if v is not None]
-        if len(known) < BASELINE:
-            continue
-        start, unit = statistics.median(known[:BASELINE]), max(noise(known), 1e-9)
-        for i in range(BASELINE + SMOOTH - 1, len(values)):
-            recent = [v for v in values[i - SMOOTH + 1 : i + 1] if v is not None]
-            if recent:
-                largest[i] = max(largest[i], abs(statistics.median(recent) - start) / unit)
-    return largest
+def four(readings: Sequence[Reading]) -> list[Reading]:
+    """The paper's four, each in the unit that does better on the tuning runs; the best on the judged runs first."""
+    best = {m: max((r for r in readings if r.metric == m), key=lambda r: r.tuning_area) for m in FOUR}
+    return sorted(best.values(), key=lambda r: (r.area[0], r.score.in_time), reverse=True)
 
 
-def crossed(run: Truth, metric: str, width: float) -> int | None:
-    """First iteration at which the metric has been so far out for three iterations."""
-    rows = [row for row in run.rows if row.get("phase", "policy") == "policy"]
-    out = [d > width for d in departures(run, metric)]
-    return next((int(rows[i]["iteration"]) for i in range(2, len(out)) if all(out[i - 2 : i + 1])), None)
+def answer(readings: Sequence[Reading], judged: Sequence[Truth], ours: Score) -> str:
+    """Which of the four is the best early warning, in a sentence, and what stands behind it."""
+    ranked = four(readings)
+    best, second = ranked[:2]
+    gap = best.area - second.area
+    low, high = interval(gap)
+    sure = low > 0
+    most = max(ranked, key=lambda r: (r.score.in_time, -r.score.false))
+    agrees = "the same one" if most is best else f"**not the same one**, but {most.metric}"
+    lines = [
+        f"**Of the paper's four metrics, {best.metric} is the best early warning"
+        f"{'' if sure else f' so far, but {second.metric} may be as good'}.**",
+        f"Over all widths it has an area of {best.area[0]:.2f}{between(*interval(best.area), '.2f')} (.5 says nothing), against "
+        f"{second.area[0]:.2f}{between(*interval(second.area), '.2f')} for the next, {second.metric}; the difference, "
+        f"{gap[0]:.2f}{between(low, high, '.2f')}, {'leaves' if sure else 'does not leave'} 0 out. {penalties(judged)}",
+        f"At equal false alarms (the most sensitive width without one on the tuning runs) the most collapses are told in time by "
+        f"{agrees}:",
+    ]
+    told_each = [f"- {r.metric}, in units of its {r.unit}: {told(r.score)}" for r in ranked]
+    told_each.append(f"- the watch, which reads all four and more: {told(ours)}")
+    return "\n".join([prose(" ".join(lines)), "", *map(prose, told_each)])
 
 
-def separation(runs: Sequence[Truth], metric: str) -> float:
-    """Probability that a collapsing run goes further out *before its fall* than a healthy one in as many iterations.
-
-    Every pair of a collapsing and a healthy run, ties as half; 0.5: the metric says nothing.
-    """
-    wins: list[float] = []
-    by_run = {run.name: departures(run, metric) for run in runs}
-    for bad in (r for r in runs if r.kind == "collapsing"):
-        rows = [row for row in bad.rows if row.get("phase", "policy") == "policy"]
-        until = sum(row["iteration"] < (bad.fall or 0) for row in rows)
-        for good in (r for r in runs if r.kind == "healthy"):
-            a, b = max(by_run[bad.name][:until], default=0.0), max(by_run[good.name][:until], default=0.0)
-            wins.append(float(a > b) + 0.5 * float(a == b))
-    return statistics.mean(wins) if wins else math.nan
+def penalties(judged: Sequence[Truth]) -> str:
+    """Who is held back by a KL penalty: where those are the healthy runs, KL may tell the penalty and not the collapse."""
+    bad, good = ((sum(r.penalised for r in found), len(found)) for found in kinds(judged))
+    apart = bad[0] == 0 and good[0] == good[1]
+    text = f"{good[0]} of the {good[1]} healthy runs have a KL penalty, and {bad[0]} of the {bad[1]} collapsing ones"
+    return f"But {text}: what tells the two kinds apart may be the penalty." if apart else f"{text}."
 
 
-WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 80, 120)
+def told(found: Score) -> str:
+    lead = f", {found.lead:.0f} iterations before the fall in the median" if math.isfinite(found.lead) else ""
+    return f"{part(found.in_time, found.collapsing)} in time{lead}, {part(found.false, found.healthy)} false"
 
-# ------------------------------------------------------------------------------------------------ rlwatch
 
-
-def grid() -> dict[str, list[dict[str, Any]]]:
-    """Settings of each of rlwatch's detectors that are tried on the tuning runs."""
-
-    def product(**fields: Sequence[Any]) -> list[dict[str, Any]]:
-        return [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
-
-    spikes = product(
-        sigma_multiplier=[2, 3, 4, 6, 10, 20], rolling_window=[12, 20, 50, 100], warmup_steps=[10, 20],
-        baseline_mode=["rolling", "frozen"],
-    )  # fmt: skip
-    return {
-        "entropy_collapse": product(
-            threshold=[1.0, 0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05], consecutive_steps=[1, 3, 6, 10, 20, 50],
-            warmup_steps=[5, 20],
+def metric_tables(readings: Sequence[Reading]) -> list[str]:
+    best = four(readings)
+    first = best[0]
+    rows = []
+    for r in sorted(readings, key=lambda r: -r.area[0]):
+        gap = first.area - r.area
+        behind = "-" if r is first else f"{gap[0]:.2f}{between(*interval(gap), '.2f')}"
+        rows.append([
+            f"**{r.metric}**" if r in best else r.metric, r.unit, f"{r.tuning_area:.2f}",
+            f"{r.area[0]:.2f}{between(*interval(r.area), '.2f')}",
+            f"{r.separation[0]:.2f}{between(*interval(r.separation), '.2f')}", behind,
+        ])  # fmt: skip
+    widths = [
+        [r.metric, r.unit, f"{r.width:.3g}", *r.score.cells(), *(f"{s.in_time} of {s.collapsing}" for s in r.hindsight)]
+        for r in readings
+    ]
+    return [
+        "### Single metrics: over all widths",
+        table(["metric", "unit", "area, tuning runs", "area", "separation", f"behind {first.metric}"], rows),
+        "### Single metrics: at equal false alarms",
+        table(
+            ["metric", "unit", "width", "in time", "before the peak", "lead, iterations", "false alarms",
+             "in time, no false alarm (hindsight)", "in time, one in ten (hindsight)"], widths,
         ),
-        "kl_explosion": spikes,
-        "gradient_norm_spike": spikes,
-        "reward_hacking": product(variance_multiplier=[1.1, 1.25, 1.5, 2, 3], warmup_steps=[10, 20, 50]),
-        "reward_mean_drift": product(
-            consecutive_steps=[3, 4, 5, 6, 8, 10, 20, 50], warmup_steps=[5, 50], min_drift_magnitude=[0.05, 0.1, 0.5]
-        ),
-        "loss_nan": [{}],
-    }  # fmt: skip
+    ]  # fmt: skip
 
 
-Alerts = dict[str, dict[str, dict[str, int | None]]]
+# ------------------------------------------------------------------------------------------------ page
 
 
-def ask(python: str, runs: Sequence[Truth], settings: Mapping[str, Any]) -> dict[str, Alerts]:
-    """Setting -> run -> detector -> first step of each level."""
-    streams = {
-        run.name: [{"step": int(r["iteration"]), **{k: r.get(v) for k, v in FED.items()}} for r in run.rows]
-        for run in runs
-    }
-    work = json.dumps({"streams": streams, "settings": dict(settings)})
-    done = subprocess.run([python, str(HERE / "rlwatch_feed.py")], input=work, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"rlwatch: {done.stderr.strip().splitlines()[-1]}")
-    answer: dict[str, Alerts] = json.loads(done.stdout)
-    return answer
-
-
-def earliest(alerts: Alerts, chosen: Mapping[str, str], runs: Sequence[Truth]) -> dict[str, int | None]:
-    """First alert of each run among the chosen detectors, each from its chosen level on."""
-    out: dict[str, int | None] = {}
-    for run in runs:
-        found = [at for name, level in chosen.items() if (at := alerts[run.name][name][level]) is not None]
-        out[run.name] = min(found, default=None)
-    return out
-
-
-def tuned(python: str, runs: Sequence[Truth]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The best setting and level of each detector on the tuning runs, and the detectors that together do best there."""
-    numbered = [(name, fields) for name, choices in grid().items() for fields in choices]
-    answers = ask(python, runs, {str(i): {name: fields} for i, (name, fields) in enumerate(numbered)})
-    best: dict[str, tuple[tuple[float, float], int, str]] = {}
-    for i, (name, _) in enumerate(numbered):
-        for level in ("critical", "warning"):
-            found = score(runs, earliest(answers[str(i)], {name: level}, runs)).worth
-            if name not in best or found > best[name][0]:
-                best[name] = (found, i, level)
-    settings = {name: numbered[i][1] for name, (_, i, _) in best.items()}
-    merged = ask(python, runs, {"best": settings})["best"]
-    chosen: dict[str, str] = {}
-    for name in sorted(best, key=lambda n: best[n][0], reverse=True):  # add a detector while it helps
-        more = {**chosen, name: best[name][2]}
-        if (
-            not chosen
-            or score(runs, earliest(merged, more, runs)).worth > score(runs, earliest(merged, chosen, runs)).worth
-        ):
-            chosen = more
-    return settings, chosen
-
-
-# ------------------------------------------------------------------------------------------------ tables
+def prose(text: str) -> str:
+    """Wrapped; what follows the first line of a list's item is indented."""
+    return textwrap.fill(
+        text,
+        120,
+        subsequent_indent="  " if text.startswith("- ") else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def runs_table(runs: Sequence[Truth], collapse: Mapping[str, int | None]) -> str:
+def runs_table(runs: Sequence[Truth], collapse: Alarms) -> str:
+    """Every run with its alarm, and how the win rate stood: an alarm before the peak would have ended a run that was improving."""
     rows = []
     for r in sorted(runs, key=lambda r: (r.kind, r.name)):
         at = collapse[r.name]
-        rows.append([r.name, r.kind, "-" if r.fall is None else str(r.fall), "none" if at is None else str(at)])
-    return table(["run", "by the judge", "below 50% from iteration", "collapse alarm at"], rows)
+        then = later = rising = "-"
+        if at is not None:
+            seen, ahead = ([p[1] for p in r.curve if (p[0] <= at) is past] for past in (True, False))
+            then, later = (f"{seen[-1]:.0%}" if seen else "-"), (f"{max(ahead):.0%}" if ahead else "-")
+            rising = "**yes**" if r.rising(at) else "no"
+        fall = "-" if r.fall is None else str(r.fall)
+        rows.append([r.name, r.kind, fall, "none" if at is None else str(at), then, later, rising])
+    head = ["run", "by the judge", "below 50% from iteration", "collapse alarm at", "win rate then", "highest afterwards",
+            "win rate still rising"]  # fmt: skip
+    return table(head, rows)
 
 
 def rollback_table(steered: Sequence[Truth], others: Sequence[Truth]) -> str:
@@ -325,92 +337,91 @@ def rollback_table(steered: Sequence[Truth], others: Sequence[Truth]) -> str:
         without = [f"{plain[r.seed].end:.1%}", f"{plain[r.seed].last:.1%}"] if r.seed in plain else ["-", "-"]
         rows.append([str(r.seed), *without, f"{r.end:.1%}", f"{r.last:.1%}", ", ".join(raised) or "never"])
     head = [
-        "seed",
-        "vanilla: end",
-        "last evaluation",
-        "with rollback: end",
-        "last evaluation",
-        "first iteration after each",
-    ]
+        "seed", "vanilla: end", "last evaluation", "with rollback: end", "last evaluation", "first iteration after each",
+    ]  # fmt: skip
     return table(head, rows)
+
+
+def counts(tuning: Sequence[Truth], judged: Sequence[Truth]) -> str:
+    def said(runs: Sequence[Truth], names: Sequence[str]) -> str:
+        return ", ".join(f"{sum(r.kind == name for r in runs)} {name}" for name in names)
+
+    collapsing, healthy = (len(found) for found in kinds(judged))
+    short = [f"{WANTED - n} {name}" for n, name in ((collapsing, "collapsing"), (healthy, "healthy")) if n < WANTED]
+    missing = f" {' and '.join(short)} runs are missing yet." if short else ""
+    return prose(
+        f"Judged: {said(judged, ('collapsing', 'healthy'))}; not counted, {said(judged, ('neither', 'diverged'))}. "
+        f"Wanted: {WANTED} collapsing and {WANTED} healthy.{missing} Tuned on others: "
+        f"{said(tuning, ('collapsing', 'healthy', 'neither', 'diverged', 'steered'))}."
+    )
 
 
 def build(
     python: str | None, tuning: Sequence[Truth], judged: Sequence[Truth], steered: Sequence[Truth] = ()
-) -> tuple[str, dict[str, Any]]:
-    """The page's tables, and the same numbers as data."""
-    head = ["rule", "in time", "lead, iterations", "false alarms"]
-    ours = watched(judged)
-    scores = {f"ppomax: {rule}": score(judged, alarms) for rule, alarms in ours.items()}
-    chosen_settings: dict[str, Any] = {}
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The page's parts by mark, and the same numbers as data."""
+    rules = our_rules(judged)
+    collapse = watched(judged)["any"]["collapse"]
+    settings: dict[str, Any] = {}
+    readings = read(tuning, judged)
+    parts = []
+    comparison: dict[str, Any] = {}
     if python:
-        defaults, settings = ask(python, judged, {"defaults": {}})["defaults"], {}
-        detectors = list(grid())
-        scores["rlwatch, defaults: any critical alert"] = score(
-            judged, earliest(defaults, dict.fromkeys(detectors, "critical"), judged)
-        )
-        scores["rlwatch, defaults: any alert"] = score(
-            judged, earliest(defaults, dict.fromkeys(detectors, "warning"), judged)
-        )
-        settings, chosen = tuned(python, tuning)
-        best = ask(python, judged, {"best": settings})["best"]
-        scores[f"rlwatch, tuned: {' or '.join(chosen)}"] = score(judged, earliest(best, chosen, judged))
-        for name in detectors:
-            level = chosen.get(name, "warning")
-            scores[f"rlwatch, tuned: {name} alone"] = score(judged, earliest(best, {name: level}, judged))
-        chosen_settings = {"settings": settings, "levels": chosen}
-    metrics: list[list[str]] = []
-    for name in METRICS:
-        width = max(WIDTHS, key=lambda w: score(tuning, {r.name: crossed(r, name, w) for r in tuning}).worth)
-        found = score(judged, {r.name: crossed(r, name, width) for r in judged})
-        scores[f"metric: {name}"] = found
-        metrics.append([name, str(width), *found.cells(), f"{separation(judged, name):.2f}"])
-    counts = {kind: sum(r.kind == kind for r in judged) for kind in ("collapsing", "healthy", "neither")}
+        theirs, settings = their_rules(python, tuning, judged)
+        rules += theirs
+        text, comparison = compared(judged, rules)
+        parts = ["### The watch and rlwatch, run by run", text]
+    head = ["rule", "level", "in time", "before the peak", "lead, iterations", "false alarms"]
     lines = [
-        f"Judged: {counts['collapsing']} collapsing, {counts['healthy']} healthy and {counts['neither']} runs that are "
-        f"neither (not counted). Tuned on {len(tuning)} others.",
-        "### Watch and rlwatch",
-        table(head, [[rule, *s.cells()] for rule, s in scores.items() if not rule.startswith("metric: ")]),
-        "### Single metrics",
-        table(["metric", "width, times its noise", *head[1:], "separation"], metrics),
-        "### Runs",
-        runs_table(judged, ours["collapse"]),
-    ]
+        counts(tuning, judged), "### Watch and rlwatch, detector by detector", table(head, [r.cells() for r in rules]), *parts,
+        *metric_tables(readings), "### Runs", runs_table(judged, collapse),
+    ]  # fmt: skip
     if steered:
         lines += ["### With rollback", rollback_table(steered, [*tuning, *judged])]
     data = {
-        "scores": {rule: vars(s) for rule, s in scores.items()}, "rlwatch": chosen_settings,
-        "judged": {r.name: {"kind": r.kind, "fall": r.fall, "alarm": ours["collapse"][r.name]} for r in judged},
-        "tuning": [r.name for r in tuning],
+        "rules": [
+            {"rule": r.name, "level": r.level, **(r.score.as_dict() if r.score else {"no_input": r.note})}
+            for r in rules
+        ],
+        "paired": comparison,
+        "rlwatch": settings,
+        "metrics": {r.title: r.as_dict() for r in readings},
+        "judged": {r.name: {"kind": r.kind, "fall": r.fall, "peak": r.peak, "alarm": collapse[r.name]} for r in judged},
+        "tuning": {r.name: r.kind for r in tuning},
         "rollback": {r.name: {"end": r.end, "last": r.last} for r in steered},
-    }  # fmt: skip
-    return "\n\n".join(lines), data
+    }
+    return {"answer": answer(readings, judged, score(judged, collapse)), "tables": "\n\n".join(lines)}, data
+
+
+def filled(page: str, parts: Mapping[str, str]) -> str:
+    """The page with what stands between marks made anew."""
+    for name, text in parts.items():
+        begin, end = (mark.format(name) for mark in MARK)
+        if begin not in page or end not in page:
+            raise SystemExit(f"the marks {begin!r} and {end!r} are missing")
+        page = f"{page.split(begin)[0]}{begin}\n\n{text}\n\n{end}{page.split(end)[1]}"
+    return page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuning", type=Path, nargs="+", default=TUNING, help="files or folders of runs")
+    parser.add_argument("--development", type=Path, default=ROOT / "lab" / "development", help="runs that tune")
+    parser.add_argument("--results", type=Path, default=ROOT / "lab" / "results", help="counted runs; most are judged")
     parser.add_argument(
-        "--judged", type=Path, nargs="+", help="likewise; left out: lab/results without those for tuning"
+        "--rlwatch", help="a Python that has rlwatch 0.5.1; left out: nothing of it, and nothing is written"
     )
-    parser.add_argument("--rlwatch", help="a Python that has rlwatch 0.5.1; left out: ours and the metrics alone")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    tuning = load(options.tuning)
-    known = {r.name for r in tuning}
-    found = load(options.judged) if options.judged else [r for r in load([RESULTS]) if r.name not in known]
-    judged, steered = ([r for r in found if (r.kind == "steered") is wanted] for wanted in (False, True))
-    both = known & {r.name for r in judged}
-    if both or not tuning or not judged:
-        raise SystemExit(f"{len(tuning)} runs to tune on, {len(judged)} to judge, {len(both)} of them the same")
-    text, data = build(options.rlwatch, tuning, judged, steered)
+    tuning, judged, steered = split(options.development, options.results)
+    if not all((*kinds(tuning), *kinds(judged))):
+        raise SystemExit("both the runs that tune and those that are judged need a collapsing and a healthy one")
     page = options.page.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise SystemExit(f"{options.page}: the marks {BEGIN!r} and {END!r} are missing")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    write_atomic(options.page, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-    write_atomic(options.page.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
-    print(text)
+    parts, data = build(options.rlwatch, tuning, judged, steered)
+    if options.rlwatch:
+        write_atomic(options.page, filled(page, parts))
+        text = json.dumps(rounded(data), indent=1, allow_nan=False)  # NaN is no JSON: null
+        write_atomic(options.page.with_suffix(".json"), text + "\n")
+    print("\n\n".join(parts.values()))
 
 
 if __name__ == "__main__":
