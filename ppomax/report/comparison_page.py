@@ -24,8 +24,8 @@ TEMPLATE = HTML.from_string(
     HEAD
     + """\
 <p>{{ about }}</p>
-<table><tr><th></th>{% for row in rows %}<th>{{ row.title }}</th>{% endfor %}</tr>
-{% for name, cells in measures %}<tr><th>{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+<table><tr><td></td>{% for row in rows %}<th scope="col">{{ row.title }}</th>{% endfor %}</tr>
+{% for name, cells in measures %}<tr><th scope="row">{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 <p><small>{{ note }}</small></p>
 <h2>What happened</h2>
@@ -37,14 +37,15 @@ TEMPLATE = HTML.from_string(
 <h2>Before and after</h2>
 <p>{{ rule }}; the judge's score, 0 to 1, in brackets.</p>
 {% for d in dialogues %}<h3>{{ d.category }}</h3>
-<table>{% for turn in d.turns %}<tr><th class="who">{{ turn.role }}</th><td>{{ turn.content }}</td></tr>
+<table>{% for turn in d.turns %}<tr><th class="who" scope="row">{{ turn.role }}</th>
+<td{{ turn.content | lang }}>{{ turn.content }}</td></tr>
 {% endfor %}
-{% for a in d.answers %}<tr><th class="who">{{ a.title }}</th><td>{{ a.text }}
+{% for a in d.answers %}<tr><th class="who" scope="row">{{ a.title }}</th><td{{ a.text | lang }}>{{ a.text }}
 {%- if a.score is not none %} <small>({{ "%.2f" | format(a.score) }})</small>{% endif %}</td></tr>
 {% endfor %}</table>
 {% endfor %}
 <p>A page for each run:{% for row in rows[1:] %} <a href="{{ row.name }}/report.html">{{ row.title }}</a>{% endfor %}</p>
-</body></html>
+</main></body></html>
 """
 )
 

@@ -44,6 +44,8 @@ CRITIC_PANELS: tuple[Panel, ...] = (
     ("grad_norm/policy", "gradient norm of the policy", "before clipping"),
     ("grad_norm/critic", "gradient norm of the critic", "before clipping"),
 )
+ANSWER_PANELS: tuple[Panel, ...] = (("response/truncated", "cut at the length limit", "share of responses"),)
+"""beside which a page draws the KL by place in the answer and the reward by source"""
 REWARD_PANELS: tuple[Panel, ...] = (
     ("eval/accuracy", "accuracy, held-out pairs", "share in the right order"),
     ("train/accuracy", "accuracy, pairs of each update", "before the update"),
@@ -57,6 +59,8 @@ SMOOTHED_FROM = 30
 """with this many iterations or more, a running mean is drawn over the raw curve"""
 MOST_POINTS = 300
 """of longer curves the extremes of so many stretches are drawn: spikes stay, and a page stays small"""
+FEWEST_POINTS = 60
+"""where many runs share a figure, each gets its part of twice `MOST_POINTS`, but no fewer than these"""
 
 
 def policy_series(rows: Sequence[Row], metric: str) -> tuple[list[int], list[float]]:
@@ -145,6 +149,7 @@ def draw_metric(
     """Draw one metric of all runs; gives the widest window of a running mean, 1 where none was drawn."""
     metric, title, unit = panel
     window = 1
+    points = max(FEWEST_POINTS, 2 * MOST_POINTS // max(2, len(runs)))
     for i, (name, rows) in enumerate(runs.items()):
         steps, values = series(rows, metric)
         if not steps:
@@ -153,9 +158,9 @@ def draw_metric(
         if len(steps) >= SMOOTHED_FROM:
             own = len(steps) // 20 | 1
             window = max(window, own)
-            raw = extremes(values)
+            raw = extremes(values, points)
             axis.plot([steps[k] for k in raw], [values[k] for k in raw], color=look["color"], linewidth=0.7, alpha=0.35)
-            shown = sorted({round(k) for k in np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS))})
+            shown = sorted({round(k) for k in np.linspace(0, len(steps) - 1, min(len(steps), points))})
             axis.plot([steps[k] for k in shown], running_mean(values, own, shown), linewidth=2, **look)
         else:
             axis.plot(steps, values, linewidth=1.6, marker=MARKERS[i % len(MARKERS)], markersize=3, **look)
@@ -235,11 +240,13 @@ def win_rate_curve(curves: Mapping[str, Sequence[Row]], path: str | Path, *, jud
 
 
 def live_win_rate(
-    curves: Mapping[str, tuple[Sequence[Row], str]], path: str | Path, *, judge: str = "the judge"
-) -> None:
+    curves: Mapping[str, tuple[Sequence[Row], str]], path: str | Path, *, judge: str = "the judge",
+    proxies: Mapping[str, Sequence[Row]] | None = None,
+) -> None:  # fmt: skip
     """Win rate that a run judged while it trained (the red line of Fig. 4), with a band of 2 standard errors.
 
     ``curves``: name -> (rows of evaluations.jsonl, metric such as eval/win_rate, whose standard error is METRIC_se).
+    ``proxies``: name of a run, or nothing -> rows with eval/proxy_win_rate, what the training reward itself prefers (dotted).
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -253,6 +260,14 @@ def live_win_rate(
             steps, rates, color=colour, linestyle=style, marker=MARKERS[i % len(MARKERS)], markersize=3, label=label(name),
         )  # fmt: skip
         axis.fill_between(steps, rates - band, rates + band, color=colour, alpha=0.15, linewidth=0)
+    for i, (name, rows) in enumerate((proxies or {}).items()):
+        known = [row for row in rows if isinstance(row.get("eval/proxy_win_rate"), int | float)]
+        place = list(curves).index(name) if name in curves else i
+        axis.plot(
+            [row["update"] for row in known], [100 * row["eval/proxy_win_rate"] for row in known],
+            color=COLOURS[place % len(COLOURS)], linestyle=":", linewidth=1.2,
+            label=f"{label(name)}, by the training reward" if name else "by the training reward itself",
+        )  # fmt: skip
     axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
     axis.set(xlabel=STEPS_LABEL, ylabel=f"win rate by {label(judge)}, % (ties half)", ylim=(0, 100))
     axis.set_xlim(left=0)

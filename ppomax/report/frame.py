@@ -23,7 +23,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib import font_manager
 
-from ppomax.report.text import visible
+from ppomax.report.text import language, visible
 
 Draw = Callable[[Path], None]
 """draws one figure into a file, PNG or SVG by its suffix"""
@@ -43,7 +43,8 @@ for (const list of document.querySelectorAll("[data-search]")) {
   const field = box.querySelector("input");
   const told = box.querySelector("output");
   const items = [...list.querySelectorAll("article")];
-  const texts = items.map((item) => item.textContent.toLowerCase());
+  const words_of = (item) => [...item.querySelectorAll(".name, .text, .about")].map((part) => part.textContent);
+  const texts = items.map((item) => words_of(item).join(" ").toLowerCase());
   const search = () => {
     const words = field.value.toLowerCase().split(/\\s+/).filter(Boolean);
     let shown = 0;
@@ -79,6 +80,8 @@ th { hyphens: auto; }
 td, .text { white-space: pre-wrap; }
 .text { unicode-bidi: isolate; }
 .wide { overflow-x: auto; }
+article details { font-size: .85rem; }
+article details table { width: auto; table-layout: auto; }
 .wide table { min-width: calc(11rem + 8rem * var(--columns, 2)); }
 img { max-width: 100%; height: auto; }
 figure { margin: 0; }
@@ -99,10 +102,18 @@ article p { margin: .2rem 0 .6rem; }
 input[type=search] { font: inherit; width: min(100%, 20rem); }
 :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
 </style></head><body>
+<main>
 <h1>{{ title }}</h1>
 """
 )
-"""beginning of every page; needs ``title``"""
+"""beginning of every page; needs ``title``, and ``</main></body></html>`` at the end"""
+WIDE = """\
+{% macro wide(about, columns) %}
+<div class="wide" tabindex="0" role="region" aria-label="{{ about }}" style="--columns: {{ columns }}"><table>
+{{ caller() }}</table></div>
+{% endmacro %}
+"""
+"""a table that scrolls sideways where it must, with the keys too: ``{% call wide(what it holds, columns of values) %}``"""
 FIGURES = """\
 {% for figure in figures %}<h2>{{ figure.title }}</h2>
 <div class="grid">{% for picture in figure.pictures %}
@@ -112,7 +123,7 @@ FIGURES = """\
 {% endif %}
 {% endfor %}
 """
-"""needs ``figures``: `Figures`, or what `embedded` makes"""
+"""needs ``figures``: `Figures`, what `embedded` makes, or what `budget.fit_pictures` leaves of them"""
 
 
 @dataclass(frozen=True)
@@ -126,16 +137,29 @@ class Picture:
     draw: Draw
 
     @cached_property
-    def source(self) -> str:
-        """Data URL. SVG: sharp at every width, and with the fonts of whoever reads it."""
+    def svg(self) -> bytes:
+        """Sharp at every width, and with the fonts of whoever reads it."""
+        data = re.sub(rb"<metadata>.*?</metadata>", b"", self._file("figure.svg"), flags=re.DOTALL)
+        return re.sub(rb' d="[^"]*"', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), data)  # 0.01 pt is enough
+
+    @cached_property
+    def png(self) -> bytes:
+        return self._file("figure.png")
+
+    def _file(self, name: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder, _for_pages():
-            file = Path(folder) / "figure.svg"
+            file = Path(folder) / name
             self.draw(file)
-            data, kind = re.sub(rb"<metadata>.*?</metadata>", b"", file.read_bytes(), flags=re.DOTALL), "svg+xml"
-            if len(data) > LARGEST_SVG:
-                self.draw(file.with_suffix(".png"))
-                data, kind = file.with_suffix(".png").read_bytes(), "png"
-        return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            return file.read_bytes()
+
+    @property
+    def source(self) -> str:
+        """Data URL: of the SVG, unless it is large."""
+        return data_url(self.svg, "svg+xml") if len(self.svg) <= LARGEST_SVG else data_url(self.png, "png")
+
+
+def data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 @dataclass(frozen=True)
@@ -196,4 +220,11 @@ def code(text: str) -> Markup:
     return out
 
 
+def lang(text: str) -> Markup:
+    """A ``lang`` attribute for text that is in another language than the page, where its script tells which."""
+    found = language(text)
+    return Markup(' lang="{}"').format(found) if found else Markup("")
+
+
 HTML.filters["code"] = code
+HTML.filters["lang"] = lang

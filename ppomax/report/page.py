@@ -8,44 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from ppomax.errors import UserError
 from ppomax.report import ppo_part, reward_part, settings_part
-from ppomax.report.frame import FIGURES, HEAD, HTML, SCRIPT, Figures, embedded
+from ppomax.report.budget import MOST_BYTES, MOST_TEXT, fit_articles, fit_pictures, without_pictures
+from ppomax.report.frame import FIGURES, HEAD, HTML, SCRIPT, WIDE, Figures
 from ppomax.report.run_verdict import two_sentences
 from ppomax.report.stages import Stage, read_directory
+from ppomax.report.text import shortened
 from ppomax.train.progress import ProgressLine
 
-__all__ = ["FIGURES", "HEAD", "HTML", "Report", "embedded", "ppo_page", "report"]
+__all__ = ["Report", "ppo_page", "report"]
 
 SHOWN_ALARMS = 20
+LONGEST_ALARM, LONGEST_SETTINGS = 1000, 30_000
+"""characters on the page"""
 LISTS = """\
-{% macro texts(title, about, items) %}
+{% macro texts(title, about, articles) %}
 <section data-search><h2>{{ title }}</h2>
 {% if about %}<p>{{ about }}</p>
 {% endif %}
 <p class="search" hidden><label>Search <input type="search"></label> <output aria-live="polite"></output></p>
-{% for item in items %}<article>
-{% for turn in item.turns %}<p><span class="name">{{ turn.role }}</span> <span class="text" dir="auto">{{ turn.content }}</span></p>
-{% endfor %}
-<div class="grid">{% for answer in item.answers %}<div><span class="name">{{ answer.title }}</span>
-<p class="text" dir="auto">{% if answer.shades %}\
-{% for text, shade, about in answer.shades %}{% if shade %}<span class="{{ shade }}" title="{{ about }}">{{ text }}</span>\
-{% else %}{{ text }}{% endif %}{% endfor %}{% else %}{{ answer.text }}{% endif %}</p><small>{{ answer.numbers }}</small></div>
-{% endfor %}</div>
-{% if item.from %}<small>{{ item.from }}</small>
-{% endif %}</article>
-{% endfor %}</section>
+{% for article in articles %}{{ article }}{% endfor %}</section>
+{% endmacro %}
+{% macro head(names) %}
+<tr>{% for name in names %}{% if name %}<th scope="col">{{ name }}</th>{% else %}<td></td>{% endif %}{% endfor %}</tr>
+{% endmacro %}
+{% macro row(name, cells) %}
+<tr><th scope="row">{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endmacro %}
 """
 TEMPLATE = HTML.from_string(
     LISTS
+    + WIDE
     + HEAD
     + """\
-<main>
 {% for said in verdicts %}<p class="verdict">{% if verdicts | length > 1 %}<b>{{ said.name }}:</b> {% endif %}
 {{ said.sentences[:2] | join(" ") | code }}</p>
 <p>{{ said.summary }}</p>
@@ -56,15 +58,13 @@ TEMPLATE = HTML.from_string(
 {{ alarm.message }}</p>
 {% endfor %}
 {% if more_alarms %}<p>{{ more_alarms }} more alarms: alarms.jsonl.</p>{% endif %}
-{% if numbers %}<div class="wide" style="--columns: {{ ppo | length }}"><table>
-<tr><th>number</th>{% for name in ppo %}<th>{% if ppo | length > 1 %}{{ name }}: {% endif %}first iteration to last</th>{% endfor %}</tr>
-{% for name, cells in numbers %}<tr><th>{{ name }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% endif %}
+{% if numbers %}{% call wide("First and last numbers", ppo | length) %}
+{{ head(["number", "first iteration to last"] if ppo | length == 1 else ["number, first iteration to last"] + ppo) }}
+{% for name, cells in numbers %}{{ row(name, cells) }}{% endfor %}{% endcall %}{% endif %}
 {% for name, table in tables if table %}<h2>Held-out pairs{% if tables | length > 1 %}: {{ name }}{% endif %}</h2>
-<div class="wide" style="--columns: {{ table.head | length }}"><table>
-<tr><th></th>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for source, cells in table.rows %}<tr><th>{{ source }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
+{% call wide("Held-out pairs of " ~ name, table.head | length) %}
+{{ head([""] + table.head) }}
+{% for source, cells in table.rows %}{{ row(source, cells) }}{% endfor %}{% endcall %}
 <p>{% for about, value in table.besides %}{{ about }} {{ value }}{{ ". " if loop.last else "; " }}{% endfor %}
 Accuracies with 95% intervals.</p>
 {% endfor %}
@@ -72,17 +72,14 @@ Accuracies with 95% intervals.</p>
     + FIGURES
     + """\
 {% if dialogues.shown %}{{ texts("Held-out prompts: before and after", dialogues.about, dialogues.shown) }}{% endif %}
-{% if wrong %}{{ texts("Confidently wrong pairs", "Held-out pairs that the model orders against the label, the widest gaps \
-first (Table 1 of the paper).", wrong) }}{% endif %}
-{% if between %}<h2>Settings in which the runs differ</h2><div class="wide" style="--columns: {{ between[0][1] | length }}"><table>
-<tr><th>option</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for option, cells in between %}<tr><th>{{ option }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% endif %}
-{% if details.rows %}<h2>The twelve details</h2><div class="wide" style="--columns: {{ details.head | length }}"><table>
-<tr><th>detail</th>{% for name in details.head %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for number, name, states in details.rows %}<tr><th>{{ number }} {{ name }}</th>
-{% for state in states %}<td>{{ state }}</td>{% endfor %}</tr>
-{% endfor %}</table></div><p><small>* = part of PPO-max in Fig. 5 of the paper.</small></p>{% endif %}
+{% if wrong.shown %}{{ texts("Confidently wrong pairs", wrong.about, wrong.shown) }}{% endif %}
+{% if between %}<h2>Settings in which the runs differ</h2>{% call wide("Settings in which the runs differ", names | length) %}
+{{ head(["option"] + names) }}
+{% for option, cells in between %}{{ row(option, cells) }}{% endfor %}{% endcall %}{% endif %}
+{% if details.rows %}<h2>The twelve details</h2>{% call wide("The twelve details", details.head | length) %}
+{{ head(["detail"] + details.head) }}
+{% for number, name, states in details.rows %}{{ row(number ~ " " ~ name, states) }}{% endfor %}{% endcall %}
+<p><small>* = part of PPO-max in Fig. 5 of the paper.</small></p>{% endif %}
 <h2>Settings, and how to make it again</h2>
 {% for run in made %}<h3>{{ run.name }}</h3>
 <pre>{{ run.command }}</pre>
@@ -95,9 +92,8 @@ first (Table 1 of the paper).", wrong) }}{% endif %}
 {% if run.digests %}<p><small>{{ run.digests }}</small></p>
 {% endif %}
 {% if run.differs %}<details><summary>{{ run.differs | length }} options differ from the preset {{ run.preset }}</summary><table>
-<tr><th>option</th><th>preset</th><th>run</th></tr>
-{% for option, preset, own in run.differs %}<tr><th>{{ option }}</th><td>{{ preset }}</td><td>{{ own }}</td></tr>
-{% endfor %}</table></details>{% endif %}
+{{ head(["option", "preset", "run"]) }}
+{% for option, preset, own in run.differs %}{{ row(option, [preset, own]) }}{% endfor %}</table></details>{% endif %}
 <details><summary>config.yaml</summary><pre>{{ run.settings }}</pre></details>
 {% endfor %}
 <p><small>This page was made with {{ versions }}.</small></p>
@@ -164,36 +160,53 @@ def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: boo
         {"name": n, "sentences": reward_part.verdict(r), "summary": reward_part.summary(r)} for n, r in reward.items()
     ]
     alarms = [
-        {**alarm, "of": f" in {name}" if len(every) > 1 else ""} for name, run in ppo.items() for alarm in run.alarms
-    ]
+        {**alarm, "of": f" in {name}" if len(every) > 1 else "", "message": shortened(str(alarm.get("message")), LONGEST_ALARM)}
+        for name, run in ppo.items()
+        for alarm in run.alarms
+    ]  # fmt: skip
     if len(every) > 1:
         title = f"{len(every)} runs: {', '.join(names)}"
     else:
         title = f"{'PPO' if ppo else 'Reward-model'} run {names[0]}"
     figures = [*ppo_part.figures(ppo), *reward_part.figures(reward)]
-    pictures = [picture for figure in figures for picture in figure.pictures]
-    with ProgressLine("figures", len(pictures), quiet=quiet) as bar:
-        for picture in pictures:
-            _ = picture.source  # drawn here, and kept
-            bar.step()
-    dialogues = ppo_part.dialogues(ppo)
-    about = []
-    if any(answer["shades"] for item in dialogues["shown"] for answer in item["answers"]):
-        about.append(ppo_part.LEGEND)
-    if dialogues["left_out"]:
-        about.append(f"{dialogues['left_out']} more are in samples.jsonl: the page has room for so much.")
-    dialogues["about"] = " ".join(about)
+    wrong = _wrong(reward)
     kinds = [kind for kind in (ppo, reward) if len(kind) > 1]
-    html = TEMPLATE.render(
+    page = partial(
+        TEMPLATE.render,
         title=title, verdicts=said, alarms=alarms[:SHOWN_ALARMS], more_alarms=max(0, len(alarms) - SHOWN_ALARMS),
         ppo=list(ppo), numbers=ppo_part.numbers(ppo), tables=[(n, reward_part.tables(r)) for n, r in reward.items()],
-        figures=figures, dialogues=dialogues, wrong=reward_part.confidently_wrong(reward) if reward else [],
+        dialogues=_dialogues(ppo, MOST_TEXT - wrong["bytes"]), wrong=wrong,
         between=settings_part.between(kinds[0]) if kinds else [], names=list(kinds[0]) if kinds else [],
         details=settings_part.details(ppo), made=[_made(n, r, "ppo" if n in ppo else "reward") for n, r in every.items()],
         versions=settings_part.page_versions(), script=Markup(SCRIPT),  # our own text, and its hash is in the page's policy
-
     )  # fmt: skip
-    return Report(html, figures)
+    room = MOST_BYTES - len(page(figures=without_pictures(figures)).encode())
+    with ProgressLine("figures", sum(len(figure.pictures) for figure in figures), quiet=quiet) as bar:
+        drawn = fit_pictures(figures, room, bar.step)
+    return Report(page(figures=drawn), figures)
+
+
+def _dialogues(ppo: Mapping[str, Stage], room: int) -> dict[str, Any]:
+    """``shown`` and what is to be said ``about`` them."""
+    fitted = fit_articles(ppo_part.dialogues(ppo), room)
+    about = []
+    if any('class="more' in text or 'class="less' in text for text in fitted.shown):
+        about.append(ppo_part.LEGEND)
+    if fitted.plain:
+        about.append(f"{fitted.plain} of the {len(fitted.shown)} are not shaded: the page has room for so much.")
+    if fitted.left_out:
+        about.append(f"{fitted.left_out} more are in samples.jsonl: the page has room for so much.")
+    return {"shown": fitted.shown, "about": " ".join(about)}
+
+
+def _wrong(reward: Mapping[str, Stage]) -> dict[str, Any]:
+    """``shown``, what is to be said ``about`` them, and the ``bytes`` that they take from the dialogues."""
+    pairs = reward_part.confidently_wrong(reward)
+    fitted = fit_articles(pairs[: reward_part.MOST_WRONG], MOST_TEXT * 2 // 5)
+    about = "Held-out pairs that the model orders against the label, the widest gaps first (Table 1 of the paper)."
+    if more := len(pairs) - len(fitted.shown):
+        about += f" {more} more are in disagreements.jsonl."
+    return {"shown": fitted.shown, "about": about, "bytes": fitted.bytes}
 
 
 def _made(name: str, run: Stage, verb: str) -> dict[str, object]:
@@ -201,5 +214,5 @@ def _made(name: str, run: Stage, verb: str) -> dict[str, object]:
     return {
         **settings_part.made(run, verb), "name": name, "seed": run.config.get("seed"), "preset": run.config.get("preset"),
         "differs": settings_part.from_preset(run) if verb == "ppo" else None,
-        "settings": (run.path / "config.yaml").read_text(encoding="utf-8"),
+        "settings": shortened((run.path / "config.yaml").read_text(encoding="utf-8"), LONGEST_SETTINGS),
     }  # fmt: skip

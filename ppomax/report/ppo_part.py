@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ppomax.report.figures import (
+    ANSWER_PANELS,
     CRITIC_PANELS,
     PANELS,
     Panel,
     Series,
+    alarm_updates,
     live_win_rate,
     metric_curve,
     phase_seconds,
@@ -26,7 +29,7 @@ from ppomax.report.frame import Figures, Picture
 from ppomax.report.markdown import number
 from ppomax.report.run_verdict import judge_name, win_rate
 from ppomax.report.stages import Stage
-from ppomax.report.text import shortened
+from ppomax.report.text import shortened, without_piles
 
 Runs = Mapping[str, Stage]
 SHOWN = (
@@ -41,12 +44,16 @@ LONGEST_TEXT = 3000
 """characters of a turn or an answer on a page"""
 LEGEND = (
     "Shaded by each token's KL, in three steps (0.25, 1, 3 nats): orange where the policy is likelier to say it than the "
-    "reference is, blue where less likely."
+    "reference is, blue where less likely; below each answer are its tokens with the largest KL, in words."
 )
 SHADES = (0.25, 1.0, 3.0)
 """nats of a token's KL from which on its background is darker"""
-MOST_TEXT = 700_000
-"""characters of all dialogues of a page, which must open on a phone"""
+LARGEST = 5
+"""tokens of an answer that are listed with their KL"""
+MOST_SOURCES = 6
+"""reward sources whose own reward is drawn"""
+THIRDS = ("first_third", "middle_third", "last_third")
+ANSWERS = "Answers: cut, by place, by source of the reward"
 DISTRIBUTIONS = {
     "score": (
         "Scores of the held-out prompts",
@@ -56,6 +63,10 @@ DISTRIBUTIONS = {
     "length": ("Lengths of their answers", "Tokens of the answers to the same prompts, the end of sequence included."),
 }
 """number of samples.jsonl whose distribution over training is drawn -> heading and caption"""
+PROXY = (
+    "Dotted: the share of the same prompts where the training reward itself, the proxy, prefers the policy's answer. Where it "
+    "goes on rising and the judge's falls, the reward model is being exploited."
+)
 MARKS = " Vertical lines: alarms (dotted: notice, dashed: warning, solid: collapse)."
 
 
@@ -105,6 +116,7 @@ def figures(runs: Runs) -> list[Figures]:
     found = [panels_figure("training", "Training", metrics, PANELS, alarms=alarms, caption=marks.strip())]
     found.append(_judged(runs))
     found += [_distributions(runs, column) for column in DISTRIBUTIONS]
+    found.append(_answers(runs, metrics, alarms))
     found.append(panels_figure("critic", "Critic and gradients", metrics, CRITIC_PANELS, alarms=alarms))
     found.append(_times(runs))
     return [figure for figure in found if figure is not None]
@@ -122,13 +134,58 @@ def panels_figure(
         ends = [f"{run}: {number(v[0])} to {number(v[-1])}" for run, v in courses.items() if v]
         if ends:
             drawn.append(panel)
-            alt = f"{panel[1]} over updates. {'; '.join(ends)}"
+            alt = f"{panel[1]} over updates. {'; '.join(ends)}{_alarm_words(metrics, alarms or {})}"
             draw = partial(metric_curve, metrics, panel, alarms=alarms, series=series)
             pictures.append(Picture(f"{name}_{panel[0].replace('/', '_')}", alt, draw))
     if not pictures:
         return None
     whole = partial(training_panel, metrics, panels=drawn, alarms=alarms, series=series, about=about)
     return Figures(name, title, pictures, caption, whole)
+
+
+def _alarm_words(
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]], alarms: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
+    """The lines on the time axis, in words: how many of each level, and where the first one stands."""
+    told = []
+    for run, rows in metrics.items():
+        if marks := alarm_updates(rows, alarms.get(run, ())):
+            levels = ", ".join(f"{count} {level}" for level, count in Counter(level for _, level in marks).items())
+            told.append(f"{run}: {levels}, the first at update {min(update for update, _ in marks)}")
+    return f". Alarms: {'; '.join(told)}" if told else ""
+
+
+def _answers(
+    runs: Runs, metrics: Mapping[str, Sequence[Mapping[str, Any]]], alarms: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Figures | None:
+    """Truncation, KL by place in the answer, reward by source. The parts of a single run are laid over each other."""
+    every = dict.fromkeys(key for rows in metrics.values() for row in rows for key in row)
+    sources = [key for key in every if key.startswith("reward/source/")][:MOST_SOURCES]
+    thirds = [key for name in THIRDS if (key := f"kl/{name}") in every]
+    parts = [("KL to the SFT model", "nats per token (k1)", thirds)]
+    parts += [("reward by source", "unweighted", sources)] if len(sources) > 1 else []
+    panels = list(ANSWER_PANELS)
+    panels += [(key, f"{title}: {_part(key)}", unit) for title, unit, keys in parts for key in keys]
+    if len(metrics) > 1:
+        return panels_figure("answers", ANSWERS, metrics, panels, alarms=alarms)
+    own = panels_figure("answers", ANSWERS, metrics, ANSWER_PANELS, alarms=alarms)
+    pictures = list(own.pictures) if own else []
+    for title, unit, keys in parts:
+        laid = {_part(key): _renamed(next(iter(metrics.values())), key) for key in keys}
+        found = panels_figure("answers", title, laid, [("part", f"{title}, by part", unit)])
+        pictures += (
+            [Picture(f"answers_{keys[0].split('/')[0]}", p.about, p.draw) for p in found.pictures] if found else []
+        )
+    return Figures("answers", ANSWERS, pictures) if pictures else None
+
+
+def _part(key: str) -> str:
+    return key.split("/")[-1].replace("_third", " third of the answer") if "third" in key else key.split("/", 2)[-1]
+
+
+def _renamed(rows: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows in which the number ``key`` is called ``part``."""
+    return [{"phase": r.get("phase", "policy"), "update": r["update"], "part": r.get(key)} for r in rows]
 
 
 def _judged(runs: Runs) -> Figures | None:
@@ -168,13 +225,27 @@ def _judged(runs: Runs) -> Figures | None:
         f"{name}: {100 * rows[0][metric]:.0f}% to {100 * rows[-1][metric]:.0f}%"
         for name, (rows, metric) in curves.items()
     )
-    picture = Picture("win_rate", f"win rate over policy updates. {ends}", partial(live_win_rate, curves, judge=judge))
+    proxies = {
+        name if len(judged) > 1 else "": run.evaluations
+        for name, run in judged.items()
+        if any("eval/proxy_win_rate" in row for row in run.evaluations)
+    }
+    if proxies:
+        captions.append(PROXY)
+        ends += "; by the training reward itself: " + "; ".join(
+            f"{f'{name}: ' if name else ''}{100 * rows[0]['eval/proxy_win_rate']:.0f}% to "
+            f"{100 * rows[-1]['eval/proxy_win_rate']:.0f}%"
+            for name, rows in ((n, [r for r in rows if "eval/proxy_win_rate" in r]) for n, rows in proxies.items())
+        )
+    draw = partial(live_win_rate, curves, judge=judge, proxies=proxies)
+    picture = Picture("win_rate", f"win rate over policy updates. {ends}", draw)
     return Figures("win_rate", "Judged win rate over training", [picture], " ".join(captions))
 
 
 def _distributions(runs: Runs, column: str) -> Figures | None:
     """Of the fixed held-out prompts as training goes on, over the same range in all runs: scores (Fig. 13), lengths."""
-    found = {name: values for name, run in runs.items() if (values := scores_by_update(run.samples, column))}
+    rows = {name: _held_out(run, column) for name, run in runs.items()}
+    found = {name: values for name in runs if (values := scores_by_update(rows[name], column))}
     if not found:
         return None
     every = [value for values in found.values() for part in values.values() for value in part]
@@ -182,11 +253,19 @@ def _distributions(runs: Runs, column: str) -> Figures | None:
     files = f"{'reward' if column == 'score' else column}s"
     pictures = [
         Picture(f"{files}_{name}" if len(found) > 1 else files, _medians(f"{files}, {name}", values),
-                partial(reward_histogram, {name: runs[name].samples}, span=span, number=column))
+                partial(reward_histogram, {name: rows[name]}, span=span, number=column))
         for name, values in found.items()
     ]  # fmt: skip
     title, caption = DISTRIBUTIONS[column]
     return Figures(files, title, pictures, caption)
+
+
+def _held_out(run: Stage, column: str) -> Sequence[Mapping[str, Any]]:
+    """Rows with ``update`` and ``column``: the rewards of all judged prompts where they were kept, else the samples."""
+    judged = [
+        {"update": row["update"], "score": reward} for row in run.evaluations for reward in row.get("rewards") or ()
+    ]
+    return judged if judged and column == "score" else run.samples
 
 
 def _medians(what: str, scores: Mapping[int, Sequence[float]]) -> str:
@@ -217,10 +296,10 @@ def _times(runs: Runs) -> Figures | None:
 # ----------------------------------------------------------------------------------------- dialogues
 
 
-def dialogues(runs: Runs) -> dict[str, Any]:
-    """The fixed prompts' first and last answers: ``shown`` [{turns, answers}], and ``left_out``, counted.
+def dialogues(runs: Runs) -> list[dict[str, Any]]:
+    """The fixed prompts' first and last answers: {turns, answers} of each.
 
-    The answers of the untrained policies are shown once where they are the same.
+    The answers of the untrained policies are there once where they are the same.
     """
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for name, run in runs.items():
@@ -232,16 +311,10 @@ def dialogues(runs: Runs) -> dict[str, Any]:
                     continue
                 prompt = json.dumps(row["prompt"])
                 seen[prompt] = seen.get(prompt, -1) + 1  # a prompt may be there twice
-                entry = found.setdefault((prompt, seen[prompt]), {"turns": row["prompt"], "answers": []})
+                turns = [{"role": t["role"], "content": shortened(t["content"], LONGEST_TEXT)} for t in row["prompt"]]
+                entry = found.setdefault((prompt, seen[prompt]), {"turns": turns, "answers": []})
                 _add(entry["answers"], _answer(row, name if len(runs) > 1 else ""))
-    shown: list[dict[str, Any]] = []
-    room = MOST_TEXT
-    for entry in found.values():
-        turns = [{"role": t["role"], "content": shortened(t["content"], LONGEST_TEXT)} for t in entry["turns"]]
-        room -= sum(len(t["content"]) for t in turns) + sum(len(a["text"]) for a in entry["answers"])
-        if room >= 0:
-            shown.append({"turns": turns, "answers": entry["answers"]})
-    return {"shown": shown, "left_out": len(found) - len(shown)}
+    return list(found.values())
 
 
 def _answer(row: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -252,29 +325,46 @@ def _answer(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         "title": when if start or not name else f"{name}, {when}",
         "text": shortened(row["response"], LONGEST_TEXT),
         "shades": shades(row),
+        "largest": largest(row),
         "numbers": f"reward {_signed(row['score'])}, KL {_signed(row['kl'])} nats, {row['length']} tokens{cut}",
     }
 
 
-def shades(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(text, class, what the class means) of an answer's runs of tokens with a like KL; empty where it was not kept.
+def _tokens(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(text, KL in nats) of an answer's tokens, 0 where it is not known. A pile of marks over several tokens cannot be cut
+    within one of them: such an answer has none."""
+    pieces = row.get("pieces") or ()
+    if without_piles(text := "".join(pieces)) != text:
+        return []
+    kls = (kl if isinstance(kl, int | float) and math.isfinite(kl) else 0.0 for kl in row.get("token_kl") or ())
+    return list(zip(pieces, kls, strict=False))
+
+
+def shades(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(text, class) of an answer's runs of tokens with a like KL; empty where it was not kept.
 
     A token's KL is log policy - log reference: above 0 the policy is likelier to say it here than the reference is.
     """
-    out: list[tuple[str, str, str]] = []
+    out: list[tuple[str, str]] = []
     room = LONGEST_TEXT
-    for text, kl in zip(row.get("pieces") or (), row.get("token_kl") or (), strict=False):
+    for text, kl in _tokens(row):
         if text and room <= 0:
-            return [*out, (" […]", "", "")]
+            return [*out, (" […]", "")]
         text, room = text[:room], room - len(text)
-        level = sum(abs(kl) >= bound for bound in SHADES) if isinstance(kl, int | float) else 0
+        level = sum(abs(kl) >= bound for bound in SHADES)
         name = f"{'more' if kl > 0 else 'less'}{level}" if level else ""
         if out and out[-1][1] == name:
-            out[-1] = (out[-1][0] + text, *out[-1][1:])
+            out[-1] = (out[-1][0] + text, name)
         elif text:
-            about = f"{'+' if kl > 0 else '-'}{SHADES[level - 1]:g} nats or beyond" if level else ""
-            out.append((text, name, about))
-    return out if room >= 0 else [*out, (" […]", "", "")]
+            out.append((text, name))
+    return out if room >= 0 else [*out, (" […]", "")]
+
+
+def largest(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(token, its KL with a sign) of the shaded tokens farthest from 0, in the order of their KL: for those who do not see
+    colours."""
+    told = sorted((t for t in _tokens(row) if abs(t[1]) >= SHADES[0]), key=lambda t: -abs(t[1]))[:LARGEST]
+    return [(shortened(text, 40) or "(adds no text)", f"{kl:+.2f}") for text, kl in told]
 
 
 def _add(answers: list[dict[str, Any]], answer: dict[str, Any]) -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppomax.evaluate.reward_figures import draw_calibration, draw_gap_histogram
+from ppomax.report.budget import MOST_BYTES, MOST_TEXT, fit_pictures, without_pictures
 from ppomax.report.figures import COLOURS, save_figure
+from ppomax.report.frame import FIGURES, HEAD, HTML, WIDE, embedded
 from ppomax.report.markdown import accuracy_cell, number, share
-from ppomax.report.page import FIGURES, HEAD, HTML, embedded
+from ppomax.report.text import visible
 
 SHOWN_WRONG = 10
 """confidently wrong pairs on the page, a model; the file has more"""
@@ -29,16 +32,17 @@ MOST_BARS = 40
 """subsets or sources in the figure; the tables have all"""
 
 TEMPLATE = HTML.from_string(
-    HEAD
+    WIDE
+    + HEAD
     + """\
 <p>{{ summary }}</p>
 <ul>{% for name, model in models %}<li>{{ name }}: {{ model }}</li>
 {% endfor %}</ul>
 {% for table in tables %}<h2>{{ table.title }}</h2>
-<div class="wide" style="--columns: {{ table.head | length - 1 }}">
-<table><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
+{% call wide(table.title, table.head | length - 1) %}
+<tr>{% for cell in table.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}{% endcall %}
 {% if table.note %}<p><small>{{ table.note }}</small></p>
 {% endif %}
 {% endfor %}
@@ -48,15 +52,15 @@ TEMPLATE = HTML.from_string(
 {% for model, rows in wrong %}<h2>Confidently wrong: {{ model }}</h2>
 <p>{{ rows | length }} of the pairs that it orders against the label, the widest gap first.</p>
 {% for row in rows %}<table>
-<tr><th class="who">prompt</th><td>{{ row.prompt }}</td></tr>
-<tr><th class="who">preferred, {{ row.reward_chosen }}</th><td>{{ row.chosen }}</td></tr>
-<tr><th class="who">other, {{ row.reward_rejected }}</th><td>{{ row.rejected }}</td></tr>
-<tr><th class="who">from</th><td>{{ row.source }}</td></tr></table>
+<tr><th class="who" scope="row">prompt</th><td{{ row.prompt | lang }}>{{ row.prompt }}</td></tr>
+<tr><th class="who" scope="row">preferred, {{ row.reward_chosen }}</th><td{{ row.chosen | lang }}>{{ row.chosen }}</td></tr>
+<tr><th class="who" scope="row">other, {{ row.reward_rejected }}</th><td{{ row.rejected | lang }}>{{ row.rejected }}</td></tr>
+<tr><th class="who" scope="row">from</th><td>{{ row.source }}</td></tr></table>
 {% endfor %}
 {% endfor %}
 <h2>Data and settings</h2><pre>{{ data }}
 {{ settings }}</pre>
-</body></html>
+</main></body></html>
 """
 )
 
@@ -247,28 +251,34 @@ def reward_page(
     settings: str,
 ) -> str:  # fmt: skip
     """The page as HTML. ``wrong``: what `most_confidently_wrong` gives, by model; ``settings``: YAML."""
-    shown = [
-        (
-            model,
-            [
-                {
-                    **row,
-                    "prompt": _cut("\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])),
-                    "chosen": _cut(row["chosen"]), "rejected": _cut(row["rejected"]),
-                    "reward_chosen": number(row["reward_chosen"]), "reward_rejected": number(row["reward_rejected"]),
-                }
-                for row in rows[:SHOWN_WRONG]
-            ],
-        )
-        for model, rows in wrong.items()
-    ]  # fmt: skip
-    return TEMPLATE.render(
+    room = MOST_TEXT // max(1, len(wrong))
+    page = partial(
+        TEMPLATE.render,
         title="Reward models on held-out pairs" if len(result["models"]) > 1 else "Reward model on held-out pairs",
         summary=verdict(result),
         models=[(short, model) for model, short in names_of(list(result["models"])).items()],
         tables=tables_of(result),
-        figures=[embedded(title, draw) for _, title, draw in _figures(result, gaps)],
-        wrong=shown,
+        wrong=[(model, _shown_wrong(rows, room)) for model, rows in wrong.items()],
         data="\n".join(result["data"]),
         settings=settings,
     )
+    figures = [embedded(title, draw) for _, title, draw in _figures(result, gaps)]
+    room = MOST_BYTES - len(page(figures=without_pictures(figures)).encode())
+    return page(figures=fit_pictures(figures, room))
+
+
+def _shown_wrong(rows: Sequence[Mapping[str, Any]], room: int) -> list[dict[str, Any]]:
+    """The first pairs, as many as fit in ``room`` bytes."""
+    shown: list[dict[str, Any]] = []
+    for row in rows[:SHOWN_WRONG]:
+        texts = {
+            "prompt": _cut("\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])),
+            "chosen": _cut(row["chosen"]),
+            "rejected": _cut(row["rejected"]),
+        }
+        room -= sum(len(str(escape(visible(text))).encode()) for text in texts.values())
+        if room < 0:
+            break
+        rewards = {name: number(row[name]) for name in ("reward_chosen", "reward_rejected")}
+        shown.append({**row, **texts, **rewards})
+    return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from ppomax.report.verdicts import Verdicts, judge_reward_model
 
 Runs = Mapping[str, Stage]
 MOST_WRONG = 100
-"""confidently wrong pairs on a page, over all runs; disagreements.jsonl has more"""
+"""confidently wrong pairs on a page at most, over all runs; disagreements.jsonl has more"""
 
 
 def verdict(run: Stage) -> list[str]:
@@ -86,20 +87,21 @@ def figures(runs: Runs) -> list[Figures]:
 
 
 def confidently_wrong(runs: Runs) -> list[dict[str, Any]]:
-    """Pairs that a model orders against the label, the widest gaps first (Table 1)."""
-    out = []
-    for name, run in runs.items():
-        for row in read_lines(run.path / "disagreements.jsonl")[: MOST_WRONG // len(runs)]:
-            sides = (
-                ("preferred", row["chosen"], row["reward_chosen"]),
-                ("other", row["rejected"], row["reward_rejected"]),
-            )
-            out.append({
-                "turns": [{"role": t["role"], "content": shortened(t["content"], LONGEST_TEXT)} for t in row["prompt"]],
-                "answers": [
-                    {"title": title, "text": shortened(text, LONGEST_TEXT), "numbers": f"reward {number(reward)}"}
-                    for title, text, reward in sides
-                ],
-                "from": f"gap {number(row['gap'])}, {row['source']}" + (f", by {name}" if len(runs) > 1 else ""),
-            })  # fmt: skip
-    return out
+    """Pairs that a model orders against the label (Table 1): each model's widest gap, then each one's second, ..."""
+    lists = [
+        [_pair(row, name if len(runs) > 1 else "") for row in read_lines(run.path / "disagreements.jsonl")]
+        for name, run in runs.items()
+    ]
+    return [pair for rank in itertools.zip_longest(*lists) for pair in rank if pair is not None]
+
+
+def _pair(row: Mapping[str, Any], by: str) -> dict[str, Any]:
+    sides = (("preferred", row["chosen"], row["reward_chosen"]), ("other", row["rejected"], row["reward_rejected"]))
+    return {
+        "turns": [{"role": t["role"], "content": shortened(t["content"], LONGEST_TEXT)} for t in row["prompt"]],
+        "answers": [
+            {"title": title, "text": shortened(text, LONGEST_TEXT), "numbers": f"reward {number(reward)}"}
+            for title, text, reward in sides
+        ],
+        "from": f"gap {number(row['gap'])}, {row['source']}" + (f", by {by}" if by else ""),
+    }

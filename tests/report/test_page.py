@@ -17,7 +17,7 @@ from ppomax.config import PPOConfig, RewardConfig
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml, from_mapping
 from ppomax.report.page import ppo_page, report
-from ppomax.report.ppo_part import LONGEST_TEXT, shades
+from ppomax.report.ppo_part import LONGEST_TEXT, largest, shades
 from ppomax.report.run_verdict import WATCHED
 
 HOSTILE = (
@@ -105,8 +105,8 @@ def test_what_a_run_did(tmp_path: Path) -> None:
     assert "alarms: 1 collapse, the first at iteration 3." in page
     assert "reward 0.50, KL – nats, 3 tokens</small>" in page and "3 tokens, cut at the length limit" in page
     assert '<p class="alarm collapse">collapse, iteration 3:' in page
-    assert re.search(r"<th>1\* token-level KL penalty</th>\s*<td>0.25 k1</td><td>0.05 k1</td>", page)
-    assert "<tr><th>kl.coef</th><td>0.05</td><td>0.25</td></tr>" in page
+    assert re.search(r">1\* token-level KL penalty</th>\s*<td>0.25 k1</td><td>0.05 k1</td>", page)
+    assert '<tr><th scope="row">kl.coef</th><td>0.05</td><td>0.25</td></tr>' in page
     assert f"ppomax ppo {tmp_path}/run/config.yaml --output_dir ELSEWHERE" in page
 
 
@@ -159,8 +159,11 @@ def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     ]
     made = report(runs)
     assert "2 runs: a/ppo, b/ppo" in made.html
-    assert "<tr><th>seed</th><td>0</td><td>7</td></tr>" in made.html
-    assert "<tr><th>kl.coef</th><td>0.05</td><td>0</td></tr>" in made.html and "<th>model</th>" not in made.html
+    assert '<tr><th scope="row">seed</th><td>0</td><td>7</td></tr>' in made.html
+    assert (
+        '<tr><th scope="row">kl.coef</th><td>0.05</td><td>0</td></tr>' in made.html
+        and 'row">model</th>' not in made.html
+    )
     assert made.html.count("before PPO") == 1, "the same answer before the first update is shown once"
     assert "a/ppo, update 8" in made.html and "b/ppo, update 8" in made.html
     assert "<b>b/ppo:</b>" in made.html and "The reward fell, from -0.1 to -0.3" in made.html
@@ -277,9 +280,11 @@ def test_tokens_are_shaded_by_their_kl(tmp_path: Path) -> None:
     write(run / "samples.jsonl", [row])
     page = ppo_page(run)
     assert (
-        'same<span class="more1" title="+0.25 nats or beyond">&lt;b&gt; more</span>'
-        '<span class="more3" title="+3 nats or beyond"> far</span><span class="less2" title="-1 nats or beyond"> less</span>'
+        'same<span class="more1">&lt;b&gt; more</span><span class="more3"> far</span><span class="less2"> less</span>'
     ) in page
+    listed = page.split("<summary>Tokens with the largest KL</summary>")[1].split("</table>")[0]
+    cells = [f"{a} {b}" for a, b in re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", listed)]
+    assert cells == ["(adds no text) +9.00", " far +3.00", " less -1.50", " more +0.90", "&lt;b&gt; +0.30"]
     assert "orange where the policy is likelier" in page
     assert "orange where" not in ppo_page(ppo_run(tmp_path / "old")), "a run that kept no tokens has no legend"
 
@@ -287,9 +292,12 @@ def test_tokens_are_shaded_by_their_kl(tmp_path: Path) -> None:
 def test_shading_keeps_to_the_room_of_an_answer() -> None:
     row = {"pieces": ["ab"] * LONGEST_TEXT, "token_kl": [0.0, 1.0] * (LONGEST_TEXT // 2)}
     shown = shades(row)
-    assert sum(len(text) for text, _, _ in shown[:-1]) == LONGEST_TEXT
-    assert shown[-1] == (" […]", "", "")
-    assert shades({"pieces": ["a" * (LONGEST_TEXT + 1)], "token_kl": [0.0]})[-1] == (" […]", "", "")
+    assert sum(len(text) for text, _ in shown[:-1]) == LONGEST_TEXT
+    assert shown[-1] == (" […]", "")
+    assert shades({"pieces": ["a" * (LONGEST_TEXT + 1)], "token_kl": [0.0]})[-1] == (" […]", "")
     full = {"pieces": ["a" * LONGEST_TEXT, ""], "token_kl": [0.0, 0.0]}
-    assert shades(full) == [("a" * LONGEST_TEXT, "", "")], "nothing is cut, and nothing says so"
+    assert shades(full) == [("a" * LONGEST_TEXT, "")], "nothing is cut, and nothing says so"
     assert shades({"response": "x"}) == []
+    pile = {"pieces": ["e"] + ["\u0301"] * 9, "token_kl": [0.0, 1.0] * 5}
+    assert shades(pile) == [] and largest(pile) == [], "the cut of a pile of marks would be between the tokens"
+    assert shades({"pieces": ["a", "b"], "token_kl": [None, float("nan")]}) == [("ab", "")]
