@@ -21,10 +21,12 @@ from ppomax.config import Section
 from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.options import help_text, resolve
-from ppomax.rollout.vllm_server import require_supported
+from ppomax.rollout.vllm_server import KEY_VARIABLE, key_header, require_supported
 
-HOST = "127.0.0.1"
-"""and nothing else: whoever reaches the server can make it load files and change its weights"""
+HERE = ("127.0.0.1", "localhost")
+"""reachable from this machine alone"""
+EVERYWHERE = "0.0.0.0"
+"""all addresses of this machine"""
 CPU_CACHE_GIB = 1.0
 LAST_WORDS = 20.0
 """seconds that vLLM has to end by itself"""
@@ -33,20 +35,23 @@ EXAMPLES = """\
 examples:
   bash scripts/vllm_environment.sh .venv-vllm cpu         # once; or cuda
   ppomax serve-rollouts runs/sft/final
+  VLLM_API_KEY=secret ppomax serve-rollouts runs/sft/final --host node7 --gpus 8    # for trainers on other machines
   ppomax ppo recipe.yaml --rollout.engine vllm             # in another terminal"""
 
 
 class ServeRolloutsConfig(Section):
-    """A vLLM server on this machine for PPO to sample from. Runs until Ctrl-C; reachable from this machine alone."""
+    """A vLLM server on this machine for PPO to sample from. Runs until Ctrl-C."""
 
     model: str
     """directory or hub name of the policy's start; PPO sends its own weights before it samples"""
     environment: str = ".venv-vllm"
     """folder of the virtual environment that vLLM lives in (scripts/vllm_environment.sh makes one)"""
+    host: str = "127.0.0.1"
+    """address to listen on; any but this machine's own needs a key of yours in VLLM_API_KEY, here and where PPO runs"""
     port: int = Field(8000, ge=1, le=65535)
-    """where to listen, on 127.0.0.1"""
+    """port to listen on"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """precision of weights and arithmetic; auto: as the model was saved"""
+    """precision of weights and arithmetic; auto: as the model was saved (what PPO and SFT write is float32)"""
     max_length: int | None = Field(None, ge=2)
     """longest prompt and response together, in tokens; null: the model's context"""
     memory: float = Field(0.9, gt=0, le=1)
@@ -87,6 +92,32 @@ def find_vllm(environment: Path) -> tuple[Path, str, bool]:
     )
 
 
+def dtype_of(config: ServeRolloutsConfig) -> str:
+    """The precision to ask vLLM for. Its own ``auto`` makes half precision of float32; ours is what the model was saved in."""
+    if config.dtype != "auto":
+        return config.dtype
+    from transformers import AutoConfig
+
+    from ppomax.models.loading import load_pretrained
+
+    model = load_pretrained("config", expand_path(config.model), AutoConfig, trust_remote_code=config.trust_remote_code)
+    saved = getattr(model, "dtype", None) or getattr(model.get_text_config(), "dtype", None)
+    if saved is None:
+        raise UserError(
+            f"dtype: the config of {config.model} does not say in which precision it was saved; give --dtype"
+        )
+    return str(saved).removeprefix("torch.")
+
+
+def require_key(config: ServeRolloutsConfig) -> None:
+    """UserError where other machines could reach a server that asks for no key."""
+    if config.host not in HERE and not os.environ.get(KEY_VARIABLE):
+        raise UserError(
+            f"host: whoever reaches {config.host}:{config.port} could load any file as weights; put a secret of your own into "
+            f"{KEY_VARIABLE}, here and where PPO runs, or leave host out and reach this machine by an ssh tunnel (docs/vllm.md)"
+        )
+
+
 def vllm_command(config: ServeRolloutsConfig, python: Path, cpu: bool) -> list[str]:
     """The words that start vLLM's OpenAI-compatible server.
 
@@ -99,10 +130,12 @@ def vllm_command(config: ServeRolloutsConfig, python: Path, cpu: bool) -> list[s
     model = expand_path(config.model)
     words = [
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "policy",
-        "--host", HOST, "--port", str(config.port), "--dtype", config.dtype, "--logprobs-mode", f"{config.logprobs}_logprobs",
+        "--host", config.host, "--port", str(config.port), "--dtype", dtype_of(config), "--logprobs-mode", f"{config.logprobs}_logprobs",
         # nothing is taken from the model's generation_config.json, and requests, one a sample, are not printed
         "--generation-config", "vllm", "--disable-uvicorn-access-log",
     ]  # fmt: skip
+    if os.environ.get(KEY_VARIABLE):
+        words += ["--middleware", "ppomax_vllm_key.RequireKey"]
     if config.max_length is not None:
         words += ["--max-model-len", str(config.max_length)]
     cache = config.cache_gib if config.cache_gib is not None or not cpu else CPU_CACHE_GIB
@@ -124,23 +157,28 @@ def vllm_command(config: ServeRolloutsConfig, python: Path, cpu: bool) -> list[s
 
 
 def vllm_environment(config: ServeRolloutsConfig, cpu: bool) -> dict[str, str]:
-    """The server's environment variables: routes for weights, no usage reports, and on a CPU our one method more."""
+    """The server's environment variables: routes for weights, no usage reports, and where to find what we add to vLLM."""
     added = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if config.transfer == "ipc":  # memory handles come pickled, from this machine alone
         added["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     kept = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     }
-    if cpu:
+    if cpu or os.environ.get(KEY_VARIABLE):
         kept["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "rollout" / "vllm_worker")
     return {**kept, **added}
 
 
-def ready(port: int) -> bool:
+def reached_at(host: str) -> str:
+    """From this machine."""
+    return HERE[0] if host == EVERYWHERE else host
+
+
+def ready(host: str, port: int) -> bool:
     """Whether the server answers."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    connection = http.client.HTTPConnection(reached_at(host), port, timeout=5)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", "/health", headers=key_header())
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -148,13 +186,13 @@ def ready(port: int) -> bool:
         connection.close()
 
 
-def require_free(port: int) -> None:
+def require_free(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise UserError(f"port: {port} on {HOST} cannot be used: {error.strerror}; choose another --port") from None
+            raise UserError(f"port: {port} on {host} cannot be used: {error.strerror}; choose another --port") from None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -170,9 +208,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def serve(config: ServeRolloutsConfig) -> None:
     """Start vLLM, say when it is ready, and stay until Ctrl-C or its end."""
+    require_key(config)
     python, version, cpu = find_vllm(Path(expand_path(config.environment)))
     words = vllm_command(config, python, cpu)
-    require_free(config.port)
+    require_free(config.host, config.port)
+    if config.host not in HERE:
+        print(
+            f"warning: {config.host}:{config.port} can be reached from other machines; the key and everything else go to it "
+            "unencrypted, so the network must be one that you trust",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     began = time.monotonic()
     print(
         f"starting vLLM {version} ({'CPU' if cpu else 'GPU'}); this takes a minute or more", file=sys.stderr, flush=True
@@ -184,16 +229,17 @@ def serve(config: ServeRolloutsConfig) -> None:
     before = signal.signal(signal.SIGTERM, stop)
     process = subprocess.Popen(words, env=vllm_environment(config, cpu), start_new_session=True)
     try:
-        while not ready(config.port):
+        while not ready(config.host, config.port):
             if process.poll() is not None:
                 raise UserError(
                     f"vLLM ended with code {process.returncode} before it was ready: see what it said above"
                 )
             time.sleep(1)
+        url = f"http://{socket.gethostname() if config.host == EVERYWHERE else config.host}:{config.port}"
         print(
-            f"ready after {time.monotonic() - began:.0f} s: http://{HOST}:{config.port}; now, in another terminal: "
+            f"ready after {time.monotonic() - began:.0f} s: {url}; now, in another terminal: "
             f"ppomax ppo ... --rollout.engine vllm"
-            + (f" --rollout.url http://{HOST}:{config.port}" if config.port != 8000 else "")
+            + (f" --rollout.url {url}" if (config.host, config.port) != (HERE[0], 8000) else "")
             + (" --rollout.colocated true" if config.colocated else "")
             + "\nCtrl-C stops",
             flush=True,

@@ -176,6 +176,10 @@ class VLLMServer:
         status, text = self._exchange(method, self._path + path + (f"?{urlencode(query)}" if query else ""), body)
         if status in (408, 409, 425, 429) or status >= 500:
             raise Fault(f"HTTP status {status}: {_detail(text)}")
+        if status in (401, 403):
+            raise UserError(
+                f"rollout.url {self.url}: the server refuses our key; set {KEY_VARIABLE} to the same secret here and there"
+            )
         if status >= 300:
             raise Refused(status, _detail(text))
         try:
@@ -185,9 +189,7 @@ class VLLMServer:
 
     def _exchange(self, method: str, target: str, body: Mapping[str, Any] | None) -> tuple[int, str]:
         """Status and text. The connection is this thread's own, and kept; a kept one that went stale is opened anew."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
+        headers = {"Content-Type": "application/json", **key_header()}
         payload = None if body is None else json.dumps(body).encode()
         kept = getattr(self._own, "connection", None) is not None
         try:
@@ -222,6 +224,12 @@ class VLLMServer:
         if getattr(self._own, "connection", None) is not None:
             self._own.connection.close()
         self._own.connection = None
+
+
+def key_header() -> dict[str, str]:
+    """The server's key, where the environment has one."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 # ------------------------------------------------------------------------------------------ replies

