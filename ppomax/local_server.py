@@ -1,7 +1,8 @@
 """What our local web servers share (`ppomax annotate`, `ppomax view`): who may talk to them, and how they answer.
 
-A server listens on this machine alone unless another host is asked for. Refused are a Host header that is a foreign name (a
-web site could point its own name at 127.0.0.1) and a POST from another origin; tokens are each server's own.
+A server listens on this machine alone, unless `ppomax annotate` is asked for another host. Refused are a Host header that
+is a foreign name (a web site could point its own name at 127.0.0.1) and a POST from another origin; tokens are each server's
+own.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class LocalServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), handler)
         except (OSError, OverflowError) as error:
-            raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
+            raise UserError(f"cannot listen on {host} port {port}: {error}; choose another address or port") from None
 
     def server_bind(self) -> None:
         """Without http.server's look-up of the machine's full name, which can take seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pydantic import Field
@@ -14,7 +13,7 @@ from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.options import help_text, resolve
 
-USAGE = "usage: ppomax view RUNS_DIR [--host ADDRESS] [--port NUMBER]"
+USAGE = "usage: ppomax view RUNS_DIR [--port NUMBER]"
 EXAMPLES = """\
 examples:
   ppomax view runs
@@ -23,32 +22,23 @@ examples:
 
 
 class ViewConfig(Section):
-    """A local web page of the runs below a folder, live: state, panels, alarms, newest samples, and for PPO runs the
-    buttons "checkpoint now" and "stop after this iteration"."""
+    """A local web page of the runs below a folder, live: state, panels, alarms, newest samples, and the buttons
+    "checkpoint now" and "stop after this iteration"."""
 
     folder: str
     """where the runs are; a run directory itself will do"""
-    host: str = "127.0.0.1"
-    """where to listen; anything but this machine itself sends everything over the network unencrypted"""
     port: int = Field(0, ge=0, le=65535)
-    """0: any free one"""
+    """of 127.0.0.1, where it listens; 0: any free one. From another machine: `ssh -L`"""
 
 
 def view(config: ViewConfig) -> None:
     """Serve until Ctrl-C."""
-    from ppomax.local_server import is_loopback
     from ppomax.view.server import ViewServer
 
     root = Path(expand_path(config.folder))
     if not root.is_dir():
         raise UserError(f"{root}: no such directory; give the folder in which the runs are")
-    server = ViewServer(root, host=config.host, port=config.port)
-    if not is_loopback(config.host):
-        print(
-            f"warning: listening on {config.host}: others on the network can reach this server, and everything travels "
-            "unencrypted; an ssh tunnel to 127.0.0.1 is safer",
-            file=sys.stderr,
-        )
+    server = ViewServer(root, port=config.port)
     print(f"{len(server.runs())} runs below {visible(str(root))}: {server.url}")
     print("Ctrl-C stops; runs go on without this page", flush=True)
     with server:

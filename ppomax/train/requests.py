@@ -22,6 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ppomax.regular_file import open_regular
+
 if TYPE_CHECKING:  # whoever only asks needs no torch
     from ppomax.train.run import RunDirectory
 
@@ -33,7 +35,7 @@ FOLDER = "requests"
 FILE = "requests.jsonl"
 LOCK = ".running"
 LONGEST_ENDING = 1000
-"""characters"""
+"""bytes"""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -58,9 +60,9 @@ def is_running(run: Path) -> bool | None:
     if sys.platform == "win32":
         return None
     try:
-        with (run / LOCK).open(encoding="utf-8", errors="replace") as file:
+        with open_regular(run / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while a run lives; others may look as well
-            told = file.read(LONGEST_ENDING)
+            told = file.read(LONGEST_ENDING).decode("utf-8", "replace")
         return False if told and (told == _here() or not told.startswith("on ")) else None
     except BlockingIOError:
         return True
@@ -71,8 +73,8 @@ def is_running(run: Path) -> bool | None:
 def ending(run: Path) -> str:
     """How a run that does not live any more says that it ended, on one line; nothing if it could not say."""
     try:
-        with (run / LOCK).open(encoding="utf-8", errors="replace") as file:
-            told = file.read(LONGEST_ENDING).strip().split("\n")[0]
+        with open_regular(run / LOCK) as file:
+            told = file.read(LONGEST_ENDING).decode("utf-8", "replace").strip().split("\n")[0]
     except OSError:
         return ""
     return "" if told.startswith("on ") else told

@@ -1,8 +1,8 @@
 """Files of a run that is being written: read on as they grow, whatever state they are in.
 
 A last line without its end waits; lines that are no JSON objects are counted and left out; a file that was replaced
-(a resumed run does so) is read anew; one that has gone gives nothing. Long files are sampled first, and read as a whole
-in the background.
+(a resumed run does so) is read anew; one that has gone gives nothing, and neither does what is no regular file. Long
+files are sampled first, and read as a whole in the background.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ppomax.regular_file import open_regular
 
 AT_ONCE = 4_000_000
 """bytes read before the answer is given; of more, `SAMPLED` lines stand for all until the rest is read"""
@@ -47,7 +49,7 @@ def number(value: Any) -> float:
 def last_rows(path: Path, size: int = 64_000) -> list[dict[str, Any]]:
     """The rows within the last ``size`` bytes of a file, oldest first."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
             start = max(0, end - size)
             file.seek(start)
@@ -84,7 +86,7 @@ class Columns:
         self._sample: dict[str, array[float]] | None = None
         self.unreadable = 0
 
-    def read(self) -> tuple[dict[str, list[float]], bool]:
+    def read(self) -> tuple[dict[str, array[float]], bool]:
         """(columns so far, whether they are a sample of the lines only). NaN where a row has no such number."""
         with self._lock:
             left = self._advance()
@@ -94,7 +96,7 @@ class Columns:
                 self._reader = threading.Thread(target=self._read_all, daemon=True)
                 self._reader.start()
             shown = self._columns if self._sample is None else self._sample
-            return {name: column.tolist() for name, column in shown.items()}, self._sample is not None
+            return {name: column[:] for name, column in shown.items()}, self._sample is not None
 
     def _read_all(self) -> None:
         time.sleep(0.3)  # whoever waits for the sample comes first
@@ -108,7 +110,7 @@ class Columns:
     def _advance(self) -> bool:
         """Read on, `AT_ONCE` at most; whether more is left."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 found = os.fstat(file.fileno())
                 if self._identity != (found.st_dev, found.st_ino) or found.st_size < self._offset:
                     self._forget()
@@ -139,7 +141,7 @@ class Columns:
         columns = {name: array("d") for name in self.names}
         seen = -1
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = file.seek(0, os.SEEK_END)
                 for i in range(SAMPLED):
                     file.seek(i * size // SAMPLED)

@@ -6,22 +6,15 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from array import array
 from typing import Any
 
 import numpy as np
 
-from ppomax.report.figures import (
-    MOST_POINTS,
-    PANELS,
-    REWARD_PANELS,
-    SMOOTHED_FROM,
-    Panel,
-    extremes,
-    running_mean,
-)
+from ppomax.report.figures import CRITIC_PANELS, PANELS, REWARD_PANELS, Panel
 from ppomax.report.text import shortened, visible
 from ppomax.train.requests import FILE
+from ppomax.view.curves import curve, ridge, times
 from ppomax.view.files import Columns, last_rows, number, stamp
 from ppomax.view.runs import FILES, Kind, Run, alarm, rounded, summary
 
@@ -32,6 +25,14 @@ SFT_PANELS: tuple[Panel, ...] = (
     ("lr", "learning rate", ""),
 )
 OF_KIND: dict[Kind, tuple[Panel, ...]] = {"ppo": PANELS, "reward": REWARD_PANELS, "sft": SFT_PANELS}
+PHASES: dict[Kind, tuple[str, ...]] = {
+    "ppo": ("weights", "watch", "judge", "sample", "score", "update", "metrics", "total"),
+    "reward": ("eval", "update"),
+    "sft": ("eval", "update"),
+}
+"""time/... of each kind; what no phase accounts for is `other`"""
+MOST_EVALUATIONS = 20_000_000
+"""bytes of evaluations.jsonl that are looked at, the newest"""
 WIN_RATE = ("eval/win_rate", "win rate", "share, by the judge; band: 2 standard errors")
 MOST_ALARMS = 50
 MOST_MARKS = 200
@@ -46,13 +47,17 @@ class LiveRun:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.x = "iteration" if run.kind == "ppo" else "update"
-        self.metrics = Columns(run.path / "metrics.jsonl", [self.x, *(panel[0] for panel in OF_KIND[run.kind])])
-        self._drawn: tuple[Any, list[dict[str, Any]], bool] | None = None
+        self.panels = OF_KIND[run.kind]
+        self.critic = CRITIC_PANELS if run.kind == "ppo" else ()
+        self.times = [f"time/{name}" for name in PHASES[run.kind]]
+        names = [self.x, *(panel[0] for panel in (*self.panels, *self.critic)), *self.times]
+        self.metrics = Columns(run.path / "metrics.jsonl", names)
+        self.scores = Columns(run.path / "samples.jsonl", ["iteration", "score"])
+        self._drawn: tuple[Any, dict[str, Any]] | None = None
 
     def look(self) -> dict[str, Any]:
         """Everything that the page shows; ``version`` changes when something does."""
-        shown: dict[str, Any] = {"head": summary(self.run), "x": self.x}
-        shown["panels"], shown["sampled"] = self._panels()
+        shown: dict[str, Any] = {"head": summary(self.run), "x": self.x, **self._figures()}
         shown["unreadable"] = self.metrics.unreadable
         rows = last_rows(self.run.path / "alarms.jsonl", 500_000)
         shown["alarms"] = [alarm(row) for row in rows[-MOST_ALARMS:]][::-1]
@@ -68,27 +73,44 @@ class LiveRun:
         shown["version"] = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
         return shown
 
-    def _panels(self) -> tuple[list[dict[str, Any]], bool]:
-        """Curves, and whether they are of a sample of the lines; drawn anew only when the files have changed."""
+    def _figures(self) -> dict[str, Any]:
+        """What is drawn, and whether it is of a ``sampled`` part of the lines; drawn anew only when the files change."""
         files = tuple(stamp(self.run.path / name) for name in FILES[1:4])
-        if self._drawn and self._drawn[0] == files and not self._drawn[2]:
-            return self._drawn[1], False
+        if self._drawn and self._drawn[0] == files and not self._drawn[1]["sampled"]:
+            return self._drawn[1]
         columns, sampled = self.metrics.read()
-        x = columns[self.x]
-        panels = [curve(panel, x, columns[panel[0]]) for panel in OF_KIND[self.run.kind]]
-        if self.run.kind == "ppo":
-            panels.insert(0, self._win_rate())
-        self._drawn = (files, [panel for panel in panels if panel["x"]], sampled)
-        return self._drawn[1], sampled
+        with np.errstate(all="ignore"):  # whatever numbers a file holds
+            found, waits = self._drawings(columns)
+        self._drawn = (files, {**found, "sampled": sampled or waits})
+        return self._drawn[1]
 
-    def _win_rate(self) -> dict[str, Any]:
-        rows = last_rows(self.run.path / "evaluations.jsonl", 5_000_000)
-        x = [number(row.get("iteration")) for row in rows]
-        y = [number(row.get("eval/win_rate")) for row in rows]
-        panel = curve(WIN_RATE, x, y)
-        band = {number(row.get("iteration")): 2 * number(row.get("eval/win_rate_se")) for row in rows}
-        panel["band"] = [rounded(band.get(at, math.nan)) for at in panel["x"]]
-        return panel
+    def _drawings(self, columns: dict[str, array[float]]) -> tuple[dict[str, Any], bool]:
+        """(what is drawn, whether some of it must wait for a long file)."""
+        x, waits = columns[self.x], False
+        panels, critic = ([curve(p, x, columns[p[0]]) for p in shown] for shown in (self.panels, self.critic))
+        found: dict[str, Any] = {"ridge": None, "times": times(x, {name: columns[name] for name in self.times})}
+        if self.run.kind == "ppo":
+            evaluations = last_rows(self.run.path / "evaluations.jsonl", MOST_EVALUATIONS)
+            panels.insert(0, win_rate(evaluations))
+            found["ridge"], waits = self._rewards(evaluations)
+        found |= {"panels": [p for p in panels if p["x"]], "critic": [p for p in critic if p["x"]]}
+        return found, waits
+
+    def _rewards(self, evaluations: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, bool]:
+        """(distributions of the rewards of the held-out prompts, whether they must wait for a long file).
+
+        Of the judged prompts where they are written down, which are more; otherwise of those that samples.jsonl shows.
+        """
+        judged = [
+            (number(row.get("iteration")), number(reward))
+            for row in evaluations
+            if isinstance(rewards := row.get("rewards"), list)
+            for reward in rewards
+        ]
+        if judged:
+            return ridge(*zip(*judged, strict=True)), False
+        columns, sampled = self.scores.read()
+        return (None, True) if sampled else (ridge(columns["iteration"], columns["score"]), False)
 
     def _samples(self) -> list[dict[str, Any]]:
         """The newest answers to the held-out prompts."""
@@ -104,31 +126,14 @@ class LiveRun:
         ]  # fmt: skip
 
 
-def curve(panel: Panel, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    """One curve, thinned: the extremes of `MOST_POINTS` stretches, and of long ones a running mean."""
-    metric, title, unit = panel
-    places, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    known = np.isfinite(places) & np.isfinite(values)
-    places, values = places[known], values[known]
-    found: dict[str, Any] = {
-        "metric": metric,
-        "title": title,
-        "unit": unit,
-        "x": [],
-        "y": [],
-        "mean": None,
-        "band": None,
-    }
-    if not len(values):
-        return found
-    array: Any = values  # as it is: a list would be converted again and again
-    raw = extremes(array, MOST_POINTS)
-    found["x"], found["y"] = places[raw].tolist(), [rounded(float(v)) for v in values[raw]]
-    if len(values) >= SMOOTHED_FROM:
-        at = sorted({round(k) for k in np.linspace(0, len(values) - 1, min(len(values), MOST_POINTS))})
-        mean = running_mean(array, len(values) // 20 | 1, at)
-        found["mean"] = [places[at].tolist(), [rounded(v) for v in mean]]
-    return found
+def win_rate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The curve of the judged win rate, with its band; ``rows``: of evaluations.jsonl."""
+    x = [number(row.get("iteration")) for row in rows]
+    y = [number(row.get("eval/win_rate")) for row in rows]
+    panel = curve(WIN_RATE, x, y)
+    band = {number(row.get("iteration")): 2 * number(row.get("eval/win_rate_se")) for row in rows}
+    panel["band"] = [rounded(band.get(at, math.nan)) for at in panel["x"]]
+    return panel
 
 
 def turns(prompt: Any) -> list[dict[str, str]]:

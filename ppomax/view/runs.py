@@ -7,6 +7,7 @@ A run is a directory with the config.yaml of a training stage. Whether it lives 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import time
@@ -14,17 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ppomax.regular_file import open_regular
 from ppomax.report.text import shortened, visible
 from ppomax.train.requests import FILE, asked, ending, is_running
 from ppomax.view.files import last_rows, number, stamp
 
 Kind = Literal["ppo", "reward", "sft"]
-State = Literal["running", "finished", "stopped", "dead"]
+State = Literal["running", "finished", "stopped", "stopped by the watch", "dead"]
 MARKS: dict[Kind, str] = {"ppo": "reward_shaping", "reward": "calibration_data", "sft": "packing"}
 """a field that only the settings of this kind have"""
 WITHIN = {"checkpoints", "final", "figures", "__pycache__"}
 """folders that hold no runs; what is inside a run is not looked at anyway, and a run may itself be called judge"""
 DEEPEST = 8
+LONGEST_CONFIG = 100_000
+"""bytes of config.yaml that are looked at: it may hold long lists"""
 MOST_RUNS = 1000
 """more are not looked for, and the list says so"""
 FILES = (
@@ -57,6 +61,8 @@ class Run:
     kind: Kind
     planned: int | None
     """iterations of PPO, critic pre-training included (which may end sooner)"""
+    stops: bool = False
+    """an alarm of level collapse ends it (`watch.on_collapse: stop`)"""
 
     @property
     def key(self) -> str:
@@ -81,10 +87,10 @@ def find_runs(root: Path) -> list[Run]:
 
 
 def read_run(root: Path, path: Path) -> Run | None:
-    """None where the settings are not those of a training stage. Only a few fields are read: a list may be long."""
+    """None where the settings are not those of a training stage. Only a few fields are read."""
     try:
-        with (path / "config.yaml").open(encoding="utf-8", errors="replace") as file:
-            text = file.read(100_000)
+        with open_regular(path / "config.yaml") as file:
+            text = file.read(LONGEST_CONFIG).decode("utf-8", "replace")
     except OSError:
         return None
     fields = set(re.findall(r"^(\w+):", text, re.MULTILINE))
@@ -96,7 +102,8 @@ def read_run(root: Path, path: Path) -> Run | None:
     ]
     total = sum(int(match[1]) for match in planned if match) if kind == "ppo" and planned[0] else None
     name = path.relative_to(root).as_posix()
-    return Run(path.resolve().name if name == "." else name, path, kind, total)
+    stops = re.search(r"^  on_collapse: stop$", text, re.MULTILINE) is not None
+    return Run(path.resolve().name if name == "." else name, path, kind, total, stops)
 
 
 def written(run: Run) -> float:
@@ -114,12 +121,23 @@ def state_of(run: Run, rows: list[dict[str, Any]]) -> tuple[State, str]:
         told = ending(run.path)
         return ("stopped", "") if told == "stopped" else ("dead", told or "killed")
     if (run.path / "final" / "config.json").exists():
-        return "finished", ""
+        told = why_the_watch_stopped(run, rows)
+        return ("stopped by the watch", told) if told else ("finished", "")
     seconds = [sum(number(v) for k, v in row.items() if k.startswith("time/")) for row in rows]
     longest = max((s for s in seconds if s == s), default=0.0)
     if time.time() - written(run) < max(PATIENCE, min(10 * longest, 7200)):
         return "running", ""
     return "dead", "it writes no more, and there is no final/"
+
+
+def why_the_watch_stopped(run: Run, rows: list[dict[str, Any]]) -> str:
+    """The collapse for which the watch ended the run before its time: the one of its last iteration. Nothing if it did not."""
+    last = number(rows[-1].get("iteration")) if rows else math.nan
+    if not run.stops or last != last or (run.planned is not None and last + 1 >= run.planned):
+        return ""
+    alarms = [alarm(row) for row in last_rows(run.path / "alarms.jsonl")]
+    told = [a for a in alarms if a["level"] == "collapse" and a["iteration"] == last]
+    return f"collapse, iteration {told[0]['iteration']}: {told[0]['message']}" if told else ""
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -134,7 +152,7 @@ def summary(run: Run) -> dict[str, Any]:
         judged = last_rows(run.path / "evaluations.jsonl")
         numbers["win rate"] = rounded(number(judged[-1].get("eval/win_rate"))) if judged else None
     alarms = last_rows(run.path / "alarms.jsonl")
-    step = number(rows[-1].get("iteration" if run.kind == "ppo" else "update")) if rows else float("nan")
+    step = number(rows[-1].get("iteration" if run.kind == "ppo" else "update")) if rows else math.nan
     return {
         "name": visible(run.name), "key": run.key, "kind": run.kind, "state": state, "why": visible(shortened(why, 500)),
         "step": int(step) if step == step else None, "planned": run.planned, "numbers": numbers,
@@ -156,5 +174,5 @@ def alarm(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float | None:
-    """6 digits: enough to be drawn and read. NaN is None."""
-    return float(f"{value:.6g}") if value == value else None
+    """6 digits: enough to be drawn and read. None where it is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,9 +1,9 @@
-"""The web server of `ppomax view`: on this machine alone unless another host is asked for, and for one person.
+"""The web server of `ppomax view`: on this machine alone, and for one person.
 
 What is refused, and why: a request without the token (in the address at the first visit, in a cookie afterwards); a Host
 header that is a foreign name (a web site could point its own name at 127.0.0.1); a POST without the page's own token or
 from another origin. Runs are named by keys that only a look below the folder gives out: no path comes from outside. Pages
-load nothing from elsewhere and run only the one script file, which puts text into the page as text.
+load nothing from elsewhere and run only their own two script files, which put text into the page as text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-ASSETS = {"/view.css": "text/css; charset=utf-8", "/view.js": "text/javascript; charset=utf-8"}
+SCRIPTS = "text/javascript; charset=utf-8"
+ASSETS = {"/view.css": "text/css; charset=utf-8", "/view.js": SCRIPTS, "/charts.js": SCRIPTS}
 LONGEST_BODY = 1000
 """bytes"""
 LOOK_AGAIN = 2.0
@@ -46,7 +47,7 @@ PAGE = """<!doctype html>
 <main data-folder="{title}"><h1>{title}</h1>{body}</main>
 {script}</body></html>
 """
-SCRIPT = '<script src="/view.js"></script>'
+SCRIPT = '<script type="module" src="/view.js"></script>'
 NEEDS = "<noscript><p>This page needs JavaScript.</p></noscript>"
 
 
@@ -61,7 +62,7 @@ class Refused(Exception):
 class ViewServer(LocalServer):
     """Serves the runs below ``root``. ``port`` 0: any free one."""
 
-    def __init__(self, root: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, root: Path, *, port: int = 0) -> None:
         self.root = root
         self.token = secrets.token_urlsafe(24)
         self.request_token = hmac.new(self.token.encode(), b"request", hashlib.sha256).hexdigest()
@@ -69,7 +70,7 @@ class ViewServer(LocalServer):
         self._runs: dict[str, Run] = {}
         self._looked = float("-inf")
         self._open: dict[str, tuple[threading.Lock, LiveRun]] = {}
-        super().__init__(Handler, host, port)
+        super().__init__(Handler, "127.0.0.1", port)
 
     @property
     def url(self) -> str:

@@ -1,24 +1,12 @@
-"use strict";
+// The two pages: the list of runs, and one run. What is drawn is in charts.js.
 // Everything that runs wrote reaches the page through textContent or setAttribute, never as HTML.
+
+import { Curves, Ridges, Times, el, number, say } from "/charts.js";
 
 const main = document.querySelector("main");
 const token = document.querySelector('meta[name="request-token"]').content;
 const key = (location.pathname.match(/^\/run\/([0-9a-f]+)$/) || [])[1];
 const ON_RUN = 2000, ON_LIST = 4000;  // milliseconds between looks
-
-function el(name, attributes = {}, ...inside) {
-  const made = document.createElement(name);
-  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
-  made.append(...inside);
-  return made;
-}
-
-function number(value) {
-  if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(2);
-  return String(Number(value.toPrecision(4)));
-}
 
 function ago(seconds) {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s ago`;
@@ -36,8 +24,10 @@ function changed(name, value) {
   return true;
 }
 
-function say(place, text) {
-  if (place.textContent !== text) place.textContent = text;
+// What a screen reader must know of text that a model or a data set wrote; the page itself is English.
+function spoken(text) {
+  if (/[\p{Script=Hiragana}\p{Script=Katakana}]/u.test(text)) return { lang: "ja" };
+  return /\p{Script=Han}/u.test(text) ? { lang: "zh" } : {};
 }
 
 const trouble = el("p", { class: "trouble", role: "alert", hidden: "" });
@@ -75,6 +65,10 @@ function every(milliseconds, work) {
   document.addEventListener("visibilitychange", () => { if (!document.hidden) again(); });
   again();
   return again;
+}
+
+function styleOf(state) {
+  return `state ${state.split(" ")[0]}`;
 }
 
 // ------------------------------------------------------------------------------------------ the list
@@ -120,7 +114,7 @@ function listPage() {
       const cells = [...line.children].slice(1);
       const fill = (cell, name, text, style) => { say(cell, text); cell.dataset.name = name; cell.className = style; };
       say(cells[0], run.state);
-      cells[0].className = `state ${run.state}`;
+      cells[0].className = styleOf(run.state);
       fill(cells[1], "step", run.step === null ? "" : run.planned ? `${run.step + 1} / ${run.planned}` : String(run.step), "number");
       shown.forEach((name, i) => {
         const values = name === "other" ? others(run).map((n) => `${n} ${number(run.numbers[n])}`).join(", ") : name in run.numbers ? number(run.numbers[name]) : "";
@@ -139,6 +133,7 @@ function listPage() {
 
 const WORDS = {
   running: "running", finished: "finished", stopped: "stopped; it can go on", dead: "dead: it ended before it was finished",
+  "stopped by the watch": "stopped by the watch, as watch.on_collapse says",
 };
 
 function runPage() {
@@ -159,11 +154,12 @@ function runPage() {
   const listed = el("div", { class: "alarms", tabindex: "0", role: "region", "aria-labelledby": "alarms" });
   alarms.append(listed);
   const note = el("p", { class: "note" });
-  const grid = el("div", { class: "grid" });
+  const grids = ["panels", "more"].map((name) => [name, el("div", { class: "grid" })]);
+  const more = el("section", { hidden: "" }, el("h2", {}), grids[1][1]);
   const samples = el("section", { hidden: "" });
   main.append(
     trouble, el("div", { class: "head" }, state, step, progress, written), announced, why, numbers, controls, alarms, el("h2", {}, "Course"),
-    note, grid, samples,
+    note, grids[0][1], more, samples,
   );
   const question = el("p", {});
   const sure = el("dialog", { "aria-label": "stop this run" }, question);
@@ -174,7 +170,7 @@ function runPage() {
 
   let version = "";
   let head = null;
-  let lastAlarm = null;
+  let seen = null;  // alarms, once there was a first look
   const charts = new Map();
 
   const again = every(ON_RUN, async () => {
@@ -208,15 +204,16 @@ function runPage() {
     head = found.head;
     say(title, head.name);
     document.title = `${head.name}: ${head.state}`;
-    state.className = `state ${head.state}`;
+    state.className = styleOf(head.state);
     say(state, WORDS[head.state]);
     const done = head.step === null ? 0 : head.step + 1;
     say(step, head.step === null ? "no numbers yet" : head.planned ? `iteration ${done} of ${head.planned}` : `${found.x} ${head.step}`);
     progress.hidden = !head.planned;
     if (head.planned) { progress.max = head.planned; progress.value = done; }
-    why.hidden = head.state !== "dead" && head.state !== "stopped";
+    why.hidden = head.state === "running" || head.state === "finished";
     if (changed("why", [head.why, head.state, found.resume])) {
-      why.replaceChildren(head.why ? `${head.why}. ` : "", "To go on: ", el("code", {}, found.resume));
+      const on = head.state === "stopped by the watch" ? ["final/ holds the policy of that iteration."] : ["To go on: ", el("code", {}, found.resume)];
+      why.replaceChildren(head.why ? `${head.why.replace(/\.$/, "")}. ` : "", ...on);
     }
     if (changed("numbers", head.numbers)) {
       numbers.replaceChildren(...Object.entries(head.numbers).filter(([, value]) => value !== null)
@@ -229,16 +226,30 @@ function runPage() {
     if (found.sampled) notes.push("A long file: first a sample of its lines, the rest is being read.");
     if (found.unreadable) notes.push(`${found.unreadable} lines of metrics.jsonl are not readable and left out.`);
     say(note, found.panels.length ? notes.join(" ") : "No numbers yet.");
-    for (const [name, chart] of charts) if (!found.panels.some((p) => p.metric === name)) { chart.figure.remove(); charts.delete(name); }
-    const range = [Math.min(...found.panels.map((p) => p.x[0])), Math.max(...found.panels.map((p) => p.x[p.x.length - 1]))];
-    for (const panel of found.panels) {
-      if (!charts.has(panel.metric)) {
-        charts.set(panel.metric, new Chart(found.x));
-        grid.append(charts.get(panel.metric).figure);
-      }
-      if (changed(`panel ${panel.metric}`, [panel, found.marks, range])) charts.get(panel.metric).show(panel, found.marks, range);
-    }
+    showFigures(found);
     showSamples(found);
+  }
+
+  function showFigures(found) {
+    const ends = [...found.panels, ...found.critic].flatMap((panel) => [panel.x[0], panel.x[panel.x.length - 1]]);
+    if (found.times) ends.push(found.times.x[0]);
+    const about = { axis: found.x, marks: found.marks, range: [Math.min(...ends), Math.max(...ends)] };
+    const shown = {
+      panels: found.panels.map((panel) => [panel.metric, Curves, panel]),
+      more: [["ridge", Ridges, found.ridge], ...found.critic.map((panel) => [panel.metric, Curves, panel]), ["times", Times, found.times]],
+    };
+    for (const [name, grid] of grids) {
+      const wanted = shown[name].filter(([, , value]) => value);
+      for (const figure of [...grid.children]) if (!wanted.some(([metric]) => charts.get(metric)?.figure === figure)) figure.remove();
+      wanted.forEach(([metric, Kind, value], place) => {
+        if (!charts.has(metric)) charts.set(metric, new Kind());
+        const figure = charts.get(metric).figure;
+        if (grid.children[place] !== figure) grid.insertBefore(figure, grid.children[place] || null);
+        if (changed(`figure ${metric}`, [value, about])) charts.get(metric).show(value, about);
+      });
+    }
+    more.hidden = !grids[1][1].children.length;
+    say(more.firstChild, found.critic.length || found.ridge ? "Held-out rewards, critic and time" : "Time");
   }
 
   function showControls(found) {
@@ -259,12 +270,16 @@ function runPage() {
     if (!changed("alarms", found.alarms)) return;
     listed.replaceChildren(...found.alarms.map((alarm) =>
       el("p", { class: `alarm ${alarm.level}` }, el("b", {}, alarm.level), `, iteration ${alarm.iteration ?? "?"}: ${alarm.message}`)));
-    const newest = JSON.stringify(found.alarms[0] || null);
-    if (lastAlarm !== null && newest !== lastAlarm && found.alarms.length) {
-      const alarm = found.alarms[0];
-      say(announced, `New alarm, ${alarm.level}, iteration ${alarm.iteration ?? "?"}: ${alarm.message}`);
+    const news = found.alarms.filter((alarm) => seen && !seen.has(JSON.stringify(alarm)));
+    seen = new Set(found.alarms.map((alarm) => JSON.stringify(alarm)));
+    if (news.length) {
+      const told = news.slice(0, 3).map((alarm) => `${alarm.level}, iteration ${alarm.iteration ?? "?"}: ${alarm.message}`);
+      say(announced, `New alarm, ${told.join("; ")}${news.length > 3 ? `; and ${news.length - 3} more` : ""}`);
     }
-    lastAlarm = newest;
+  }
+
+  function said(text) {
+    return el("span", { class: "said", dir: "auto", ...spoken(text) }, text);
   }
 
   function showSamples(found) {
@@ -274,141 +289,10 @@ function runPage() {
     samples.replaceChildren(
       el("h2", {}, `Newest samples, before iteration ${first.iteration ?? "?"}`),
       ...found.samples.map((sample) => el("article", {},
-        ...sample.prompt.map((turn) => el("p", {}, el("span", { class: "who" }, turn.role), " ", el("span", { class: "said", dir: "auto" }, turn.content))),
-        el("p", {}, el("span", { class: "who" }, "answer"), " ", el("span", { class: "said", dir: "auto" }, sample.response)),
+        ...sample.prompt.map((turn) => el("p", {}, el("span", { class: "who" }, turn.role), " ", said(turn.content))),
+        el("p", {}, el("span", { class: "who" }, "answer"), " ", said(sample.response)),
         el("small", {}, `reward ${number(sample.score)}, KL ${number(sample.kl)} nats, ${number(sample.length)} tokens${sample.finished ? "" : ", cut at the length limit"}`))),
     );
-  }
-}
-
-// -------------------------------------------------------------------------------------------- charts
-
-const SVG = "http://www.w3.org/2000/svg";
-const LEFT = 52, RIGHT = 10, TOP = 10, BOTTOM = 24;
-
-function shape(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
-  return made;
-}
-
-function ticks(low, high, count) {
-  const rough = (high - low) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const size = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / size - 1e-9); i * size <= high + size * 1e-9; i++) found.push(Number((i * size).toPrecision(12)));
-  return found;
-}
-
-class Chart {
-  constructor(axis) {
-    this.axis = axis;
-    this.title = el("h3", {});
-    this.told = el("output", {});
-    this.unit = el("small", {});
-    this.svg = shape("svg", { role: "img", tabindex: "0" });
-    this.figure = el("figure", {}, el("figcaption", {}, this.title, this.told, this.unit), this.svg);
-    this.at = null;
-    new ResizeObserver(() => this.draw()).observe(this.svg);
-    this.svg.addEventListener("pointermove", (event) => this.point(this.nearest(event.offsetX)));
-    this.svg.addEventListener("pointerleave", () => this.point(null));
-    this.svg.addEventListener("blur", () => this.point(null));
-    this.svg.addEventListener("keydown", (event) => {
-      const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity, Escape: NaN }[event.key];
-      if (move === undefined || !this.panel) return;
-      event.preventDefault();
-      const last = this.panel.x.length - 1;
-      this.point(Number.isNaN(move) ? null : Math.min(last, Math.max(0, (this.at ?? last + (move < 0)) + move)));
-    });
-  }
-
-  show(panel, marks, range) {
-    this.panel = panel;
-    this.range = range;
-    this.marks = marks;
-    if (this.at !== null && this.at >= panel.x.length) this.at = null;
-    const first = panel.y[0], last = panel.y[panel.y.length - 1];
-    say(this.title, panel.title);
-    say(this.unit, panel.unit);
-    this.svg.setAttribute("aria-label", `${panel.title}, ${panel.unit}: ${number(first)} at ${this.axis} ${panel.x[0]}, ` +
-      `${number(last)} at ${this.axis} ${panel.x[panel.x.length - 1]}. Left and right keys read values.`);
-    this.draw();
-  }
-
-  draw() {
-    const width = this.svg.clientWidth, height = this.svg.clientHeight;
-    if (!this.panel || !width || !height) return;
-    const { x, y, mean, band, metric } = this.panel;
-    let low = Math.min(...y), high = Math.max(...y);
-    const spread = low > 0 && high / low > 50;
-    const place = spread ? Math.log10 : (value) => value;
-    const rate = metric === "eval/win_rate";
-    if (rate) { low = 0; high = 1; }
-    if (metric === "kl/ref") { low = Math.min(low, 0); high = Math.max(high, 0); }
-    [low, high] = [place(low), place(high)];
-    if (high - low < 1e-12) { const pad = Math.abs(high) * 0.1 || 1; low -= pad; high += pad; }
-    else if (!rate) { const pad = (high - low) * 0.05; low -= pad; high += pad; }
-    const left = this.range[0], right = Math.max(this.range[1], left + 1);
-    const across = (value) => LEFT + ((value - left) / (right - left)) * (width - LEFT - RIGHT);
-    const up = (value) => TOP + (1 - (place(value) - low) / (high - low)) * (height - TOP - BOTTOM);
-    this.across = across;
-    const line = (xs, ys) => xs.map((value, i) => `${i ? "L" : "M"}${across(value).toFixed(1)} ${up(ys[i]).toFixed(1)}`).join("");
-    const parts = [];
-    const level = (value, text) => {
-      parts.push(shape("line", { class: "gridline", x1: LEFT, x2: width - RIGHT, y1: up(value), y2: up(value) }));
-      const label = shape("text", { x: LEFT - 6, y: up(value) + 4, "text-anchor": "end" });
-      label.textContent = text;
-      parts.push(label);
-    };
-    if (spread) {
-      let powers = ticks(low, high, 4).filter(Number.isInteger);
-      if (powers.length < 2) powers = ticks(low, high, 3);
-      for (const power of powers) level(10 ** power, number(Number((10 ** power).toPrecision(2))));
-    } else for (const value of ticks(low, high, 6)) level(value, number(value));
-    for (const value of ticks(left, right, Math.max(3, Math.min(8, width / 60)))) {
-      if (!Number.isInteger(value)) continue;
-      const label = shape("text", { x: across(value), y: height - 6, "text-anchor": across(value) > width - 30 ? "end" : "middle" });
-      label.textContent = String(value);
-      parts.push(label);
-    }
-    for (const [at, name] of this.marks) {
-      if (at < left || at > right) continue;
-      parts.push(shape("line", { class: `mark ${name}`, x1: across(at), x2: across(at), y1: TOP, y2: height - BOTTOM }));
-    }
-    if (rate) parts.push(shape("line", { class: "half", x1: LEFT, x2: width - RIGHT, y1: up(0.5), y2: up(0.5) }));
-    if (band) {
-      const upper = x.map((value, i) => `${across(value)} ${up(Math.min(1, y[i] + (band[i] ?? 0)))}`);
-      const lower = x.map((value, i) => `${across(value)} ${up(Math.max(0, y[i] - (band[i] ?? 0)))}`);
-      parts.push(shape("polygon", { class: "band", points: [...upper, ...lower.reverse()].join(" ") }));
-    }
-    parts.push(shape("path", { class: mean ? "raw" : "raw alone", d: line(x, y) }));
-    if (mean) parts.push(shape("path", { class: "mean", d: line(mean[0], mean[1]) }));
-    if (x.length <= 30) x.forEach((value, i) => parts.push(shape("circle", { class: "dot", cx: across(value), cy: up(y[i]), r: 2.5 })));
-    if (this.at !== null) {
-      const here = across(x[this.at]);
-      parts.push(shape("line", { class: "cursor", x1: here, x2: here, y1: TOP, y2: height - BOTTOM }));
-      parts.push(shape("circle", { class: "dot", cx: here, cy: up(y[this.at]), r: 4 }));
-    }
-    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.svg.replaceChildren(...parts);
-    const at = this.at ?? x.length - 1;
-    say(this.told, `${number(y[at])} at ${x[at]}`);
-  }
-
-  nearest(offset) {
-    if (!this.panel || !this.across) return null;
-    let best = 0;
-    this.panel.x.forEach((value, i) => {
-      if (Math.abs(this.across(value) - offset) < Math.abs(this.across(this.panel.x[best]) - offset)) best = i;
-    });
-    return best;
-  }
-
-  point(at) {
-    if (at === this.at) return;
-    this.at = at;
-    this.draw();
   }
 }
 

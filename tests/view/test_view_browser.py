@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
 from ppo_tools import byte_sum, lines, make_policy, run, skip_report
 from test_annotate_browser import PROGRAM, Chromium
 from test_view_files import long_run
-from view_tools import HOSTILE, make_run, serving
+from view_tools import HOSTILE, finish, make_run, serving, write
 
 from ppomax.data.records import Prompt
 from ppomax.train.checkpoint import list_checkpoints, step_of
@@ -28,6 +30,38 @@ from ppomax.view import server as view_server
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 PICTURES = os.environ.get("PPOMAX_PICTURES")
+OVERLAPS = """
+(() => {
+  const boxes = [];
+  const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    const head = node.parentElement.closest("thead");
+    if (!node.textContent.trim() || (head && getComputedStyle(head).position === "absolute")) continue;
+    const list = node.parentElement.closest(".alarms")?.getBoundingClientRect();
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const box of range.getClientRects()) {
+      const seen = !list || (box.top > list.top && box.bottom < list.bottom);
+      if (box.width > 1 && box.height > 1 && seen) boxes.push([box, node.textContent]);
+    }
+  }
+  const found = [];
+  boxes.forEach(([a, text], i) => boxes.slice(i + 1).forEach(([b, other]) => {
+    const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (across > 2 && down > 4) found.push([text.slice(0, 40), other.slice(0, 40)]);
+  }));
+  return found;
+})()
+"""
+"""pairs of lines of text that lie over each other, in figures too"""
+CUT = """
+[...document.querySelectorAll("figure svg text")].filter((word) => {
+  const [a, b] = [word.getBoundingClientRect(), word.closest("svg").getBoundingClientRect()];
+  return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
+}).map((word) => word.textContent)
+"""
+"""words of figures that reach beyond their edge"""
 ENDED = "document.querySelector('.state')?.className"
 
 
@@ -93,6 +127,7 @@ class Browser(Chromium):
 
     def fits(self, width: int) -> None:
         assert self.value("document.documentElement.scrollWidth") <= width, "nothing to scroll sideways"
+        assert self.value(OVERLAPS) == [] and self.value(CUT) == []
 
 
 @pytest.fixture
@@ -148,6 +183,23 @@ def test_a_run_in_progress(tmp_path: Path, browser: Browser, monkeypatch: pytest
             )
             browser.press("Escape")
 
+            for drawn in (".ridges .crest", ".times path.phase", "section .grid .raw"):
+                browser.wait(f"document.querySelectorAll('{drawn}').length > 0")
+            hills = browser.value("document.querySelectorAll('.ridges .crest').length")
+            browser.wait(f"document.querySelectorAll('.ridges .crest').length > {min(hills, 7)}")
+
+            announced = "document.querySelector('p[role=status]').textContent"
+            assert "忽然" not in browser.value("document.body.innerText")
+            row = {"iteration": iterations(path) - 1, "level": "collapse", "message": "KL grows, 忽然"}
+            with (path / "alarms.jsonl").open("a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+            browser.wait(f"{announced}.startsWith('New alarm, ') && {announced}.includes('KL grows, 忽然')")
+            marked = (
+                "[...document.querySelectorAll('figure:not(.ridges)')].every(f => f.querySelector('.mark.collapse'))"
+            )
+            browser.wait(marked)
+            assert "KL grows, 忽然" in browser.value("document.querySelector('.alarm.collapse').textContent")
+
             browser.click(".controls button")
             browser.wait("document.querySelector('.controls span').textContent.startsWith('checkpoint: obeyed')")
             (obeyed,) = lines(path / "requests.jsonl")
@@ -202,43 +254,79 @@ def test_a_run_in_progress(tmp_path: Path, browser: Browser, monkeypatch: pytest
 
 
 def processors() -> tuple[int, int]:
-    """(at rest, in all) of the machine's processors since it was started, in ticks."""
+    """(that processes other than this one and those that it has started took, in all) of all processors, in ticks."""
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-    return ticks[3], sum(ticks)
+    parents, took = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            words = file.read_text(errors="replace").rpartition(")")[2].split()
+            parents[int(file.parent.name)], took[int(file.parent.name)] = int(words[1]), sum(map(int, words[11:15]))
+    family = {os.getpid()}
+    while grown := {child for child, parent in parents.items() if parent in family} - family:
+        family |= grown
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle - sum(took.get(process, 0) for process in family), sum(ticks)
+
+
+def test_what_others_take() -> None:
+    """Our own work, and that of what we start, leaves the limit strict."""
+    busy = "import time\nend = time.process_time() + 2\nwhile time.process_time() < end: pass"
+    (others, passed), mine = processors(), time.process_time()
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    end = time.process_time() + 2
+    while time.process_time() < end:
+        pass
+    others, passed = (now - then for now, then in zip(processors(), (others, passed), strict=True))
+    worked = (time.process_time() - mine + 2) * os.sysconf("SC_CLK_TCK")
+    assert -20 <= others <= passed - worked + 20
 
 
 def test_a_hundred_thousand_lines_and_a_dark_page(tmp_path: Path, browser: Browser) -> None:
     make_run(tmp_path / "runs" / "short", text=HOSTILE)
+    watched = make_run(tmp_path / "runs" / "watched")
+    finish(watched)
+    settings = (watched / "config.yaml").read_text(encoding="utf-8").replace("on_collapse: warn", "on_collapse: stop")
+    (watched / "config.yaml").write_text(settings, encoding="utf-8")
+    write(watched / "alarms.jsonl", [{"iteration": 11, "level": "collapse", "message": "KL grows."}])
     long_run(tmp_path / "runs" / "long")
     with serving(tmp_path / "runs") as (server, client):
         client.enter()
         keys = {r["name"]: r["key"] for r in client.json("/api/runs")["runs"]}
         browser.go(server.url, 1200)
-        browser.wait("document.querySelectorAll('tbody tr').length === 2")
+        browser.wait("document.querySelectorAll('tbody tr').length === 3")
+        browser.fits(1200)
         begun, before = time.monotonic(), processors()
         browser.go(f"http://127.0.0.1:{server.port}/run/{keys['long']}", 1200)
-        browser.wait("document.querySelectorAll('figure path').length >= 6")
+        browser.wait("document.querySelectorAll('figure svg path').length >= 6")
         seconds = time.monotonic() - begun
-        rest, passed = (now - then for now, then in zip(processors(), before, strict=True))
-        print(f"first paint after {seconds:.2f} s, {rest / passed:.0%} of the processors at rest")
-        assert seconds < (2 if rest > passed / 4 else 20), "the limit is for a machine with a processor to spare"
+        others, passed = (now - then for now, then in zip(processors(), before, strict=True))
+        print(f"first paint after {seconds:.2f} s, while others took {others / passed:.0%} of the processors")
+        assert seconds < (2 if others < passed / 4 else 20), "the limit is for a machine that others leave free"
         browser.wait("document.querySelector('main').innerText.includes('Thin: each iteration') && "
                      "!document.querySelector('main').innerText.includes('A long file')")  # fmt: skip
+        browser.fits(1200)
         browser.shot("long")
         for scheme in ("dark", "light"):
             browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             for width in (1200, 390):
                 browser.go(f"http://127.0.0.1:{server.port}/run/{keys['short']}", width)
                 browser.wait(
-                    "document.querySelectorAll('figure').length === 7 && document.querySelectorAll('.alarm').length === 2"
+                    "document.querySelectorAll('figure').length === 11 && document.querySelectorAll('.alarm').length === 2"
                 )
+                browser.wait("document.querySelectorAll('figure svg path').length >= 14")
                 browser.fits(width)
+                assert browser.value("document.querySelectorAll('.said[lang=zh]').length") == 2
                 browser.shot(f"short_{scheme}_{width}")
         assert browser.value("document.title") == "short: running"
         browser.go(f"http://127.0.0.1:{server.port}/", 390)
-        browser.wait("document.querySelectorAll('tbody tr').length === 2")
+        browser.wait("document.querySelectorAll('tbody tr').length === 3")
         browser.fits(390)
+        assert "stopped by the watch" in browser.value("document.querySelector('table').innerText")
         browser.shot("list_390")
+        browser.go(f"http://127.0.0.1:{server.port}/run/{keys['watched']}", 390)
+        browser.wait(f"{ENDED} === 'state stopped'")
+        told = browser.value("document.querySelector('.trouble:not([hidden])').textContent")
+        assert told == "collapse, iteration 11: KL grows. final/ holds the policy of that iteration."
     assert [p for p in browser.problems if "ERR_CONNECTION" not in p] == []
 
 

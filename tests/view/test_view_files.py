@@ -20,6 +20,11 @@ from ppomax.view.live import LiveRun
 from ppomax.view.runs import find_runs
 
 
+def read(columns: Columns) -> tuple[dict[str, list[float]], bool]:
+    found, sampled = columns.read()
+    return {name: column.tolist() for name, column in found.items()}, sampled
+
+
 def test_numbers() -> None:
     assert number(2) == 2.0 and number(-0.5) == -0.5
     assert all(math.isnan(number(v)) for v in (None, "3", True, [1], math.nan, math.inf, 10**400))
@@ -31,15 +36,15 @@ def test_numbers() -> None:
 def test_a_file_that_grows_line_by_line(tmp_path: Path) -> None:
     file = tmp_path / "m.jsonl"
     columns = Columns(file, ["a", "b"])
-    assert columns.read() == ({"a": [], "b": []}, False)
+    assert read(columns) == ({"a": [], "b": []}, False)
     file.write_text('{"a": 1}\n{"a": 2, "b": nu')
-    found, sampled = columns.read()
+    found, sampled = read(columns)
     assert found["a"] == [1.0] and math.isnan(found["b"][0]) and not sampled
     with file.open("a") as f:
         f.write('ll}\n{"a": 3, "b": 5}\nnonsense\n[1]\n\n{"a": 4')
-    found, _ = columns.read()
+    found, _ = read(columns)
     assert found["a"] == [1.0, 2.0, 3.0] and found["b"][2] == 5.0 and columns.unreadable == 2
-    assert columns.read()[0]["a"] == [1.0, 2.0, 3.0]
+    assert read(columns)[0]["a"] == [1.0, 2.0, 3.0]
     assert [row["a"] for row in last_rows(file)] == [1, 2, 3]
 
 
@@ -47,14 +52,14 @@ def test_replaced_cut_and_vanished(tmp_path: Path) -> None:
     file = tmp_path / "m.jsonl"
     write(file, [{"a": i} for i in range(5)])
     columns = Columns(file, ["a"])
-    assert columns.read()[0]["a"] == [0, 1, 2, 3, 4]
+    assert read(columns)[0]["a"] == [0, 1, 2, 3, 4]
     write(tmp_path / "new", [{"a": i} for i in range(9, 15)])  # longer than before, as after a resumed run went on
     (tmp_path / "new").replace(file)
-    assert columns.read()[0]["a"] == [9, 10, 11, 12, 13, 14]
+    assert read(columns)[0]["a"] == [9, 10, 11, 12, 13, 14]
     file.write_text('{"a": 7}\n')
-    assert columns.read()[0]["a"] == [7]
+    assert read(columns)[0]["a"] == [7]
     file.unlink()
-    assert columns.read()[0]["a"] == [7] and last_rows(file) == []
+    assert read(columns)[0]["a"] == [7] and last_rows(file) == []
 
 
 def test_last_rows_of_a_long_file(tmp_path: Path) -> None:
@@ -73,9 +78,9 @@ def test_a_line_without_an_end_is_not_kept_in_memory(tmp_path: Path, monkeypatch
     file.write_text('{"a": 1}\n' + "x" * 50_000 + '\n{"a": 2}\n')
     columns = Columns(file, ["a"])
     end = time.monotonic() + 20
-    while columns.read()[1] and time.monotonic() < end:
+    while read(columns)[1] and time.monotonic() < end:
         time.sleep(0.01)
-    assert columns.read() == ({"a": [1.0, 2.0]}, False) and columns.unreadable >= 1
+    assert read(columns) == ({"a": [1.0, 2.0]}, False) and columns.unreadable >= 1
 
 
 def long_run(folder: Path, count: int = 100_000) -> Path:

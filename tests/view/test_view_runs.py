@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from view_tools import HOSTILE, finish, line, make_run, write
 
 from ppomax.train.requests import LOCK, ask
 from ppomax.view import runs
-from ppomax.view.live import LiveRun, curve
+from ppomax.view.live import LiveRun
 from ppomax.view.runs import find_runs, state_of, summary
 
 
@@ -88,6 +89,45 @@ def test_a_run_with_a_lock(tmp_path: Path) -> None:
     assert state(run)[0] == "running", "its lock may not reach this machine, and it writes"
     age(run, 1e6)
     assert state(run)[0] == "dead"
+
+
+def test_a_run_that_the_watch_stopped(tmp_path: Path) -> None:
+    """It has final/ as a finished one, and fewer iterations than planned."""
+    run = make_run(tmp_path / "run", text="KL grows")
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    assert "\n  on_collapse: warn\n" in config
+    finish(run)
+    assert summary(only(run))["state"] == "finished", "it was to warn only"
+    (run / "config.yaml").write_text(config.replace("on_collapse: warn", "on_collapse: stop"), encoding="utf-8")
+    assert summary(only(run))["state"] == "finished", "the collapse of iteration 9 is not of the last one, 11"
+    write(run / "alarms.jsonl", [{"iteration": 11, "level": "warning", "message": "KL grows"}])
+    assert summary(only(run))["state"] == "finished"
+    with (run / "alarms.jsonl").open("a") as f:
+        f.write(json.dumps({"iteration": 11, "level": "collapse", "message": "KL grows"}) + "\n")
+    told = summary(only(run))
+    assert (told["state"], told["why"]) == ("stopped by the watch", "collapse, iteration 11: KL grows")
+    write(run / "metrics.jsonl", [line(i) for i in range(30)])
+    write(run / "alarms.jsonl", [{"iteration": 29, "level": "collapse", "message": "KL grows"}])
+    assert summary(only(run))["state"] == "finished", "it was the last of those planned"
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe is opened only once somebody writes into it."""
+    run = make_run(tmp_path / "run")
+    names = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "alarms.jsonl", "requests.jsonl")
+    for name in names:
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    os.mkfifo(run / LOCK)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "config.yaml")
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless" / "config.yaml").symlink_to("/dev/zero")
+    shown: list[dict[str, object]] = []
+    reader = threading.Thread(target=lambda: shown.append(LiveRun(only(tmp_path)).look()), daemon=True)
+    reader.start()
+    reader.join(timeout=60)
+    assert shown and shown[0]["panels"] == shown[0]["alarms"] == shown[0]["samples"] == []
 
 
 def test_a_run_without_a_lock_lives_while_it_writes(tmp_path: Path) -> None:
@@ -166,15 +206,6 @@ def test_hostile_files(tmp_path: Path) -> None:
 def test_other_stages(tmp_path: Path, kind: str) -> None:
     shown = LiveRun(only(make_run(tmp_path / "run", kind))).look()
     assert shown["x"] == "update" and len(shown["panels"]) == 1 and shown["panels"][0]["y"][0] == 1.0
-
-
-def test_curves_leave_out_what_is_no_number() -> None:
-    nan = float("nan")
-    found = curve(("m", "t", "u"), [0, 1, nan, 3], [1.0, nan, 2.0, 4.0])
-    assert (found["x"], found["y"], found["mean"]) == ([0, 3], [1.0, 4.0], None)
-    assert curve(("m", "t", "u"), [], [])["x"] == []
-    steady = curve(("m", "t", "u"), list(range(40)), [2.0] * 40)
-    assert set(steady["mean"][1]) == {2.0} and len(steady["x"]) == 40
 
 
 def test_evaluations_and_alarms_of_a_run_without_metrics(tmp_path: Path) -> None:

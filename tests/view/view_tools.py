@@ -34,7 +34,9 @@ def line(i: int, **others: Any) -> dict[str, Any]:
     """A line of PPO metrics."""
     return {
         "iteration": i, "phase": "critic" if i < 2 else "policy", "update": 4 * i, "reward/mean": 0.1 * i, "kl/ref": 0.01 * i,
-        "response/length": 9.0 + i, "policy/perplexity": 3.0, "loss/policy": -0.1, "loss/value": 0.5, "time/total": 2.0, **others,
+        "response/length": 9.0 + i, "policy/perplexity": 3.0, "loss/policy": -0.1, "loss/value": 0.5,
+        "value/explained_variance": 0.1 * i - 2.0, "grad_norm/policy": 1.0,
+        "time/sample": 1.2, "time/update": 0.6, "time/total": 2.0, **others,
     }  # fmt: skip
 
 
