@@ -262,8 +262,23 @@ def _frozen(work: Work) -> list[tuple[Shape, bool]]:
     return [*((shape, True) for shape in work.rewards), *([(work.policy, False)] if work.reference else [])]
 
 
-def _size(shape: Shape, scalar: bool) -> int:
-    return shape.scalar if scalar else shape.causal
+def frozen_bytes(shape: Shape, precision: str, frozen: str, *, scalar: bool) -> int:
+    """Bytes of a frozen model where it lies, over all ranks.
+
+    4 a parameter in float32. In bf16 what is multiplied takes 2: the layers' matrices, and an unembedding that is not the
+    embedding as well; where the model is divided, its layers whole.
+    """
+    size = shape.scalar if scalar else shape.causal
+    if precision != "bf16":
+        return 4 * size
+    if frozen == "shard":
+        return 4 * size - 2 * shape.layers * shape.layer_parameters
+    return 4 * size - 2 * (shape.matrices + (0 if scalar or shape.tied else shape.embedding))
+
+
+def all_frozen_bytes(work: Work, frozen: str) -> int:
+    """Of reference and reward models together, over all ranks."""
+    return sum(frozen_bytes(shape, work.precision, frozen, scalar=scalar) for shape, scalar in _frozen(work))
 
 
 def _resident(work: Work, settings: Settings, ranks: int) -> tuple[dict[str, int], int]:
@@ -271,7 +286,7 @@ def _resident(work: Work, settings: Settings, ranks: int) -> tuple[dict[str, int
     shards = ranks if settings.shard != "none" else 1
     trained = sum(trained_parameters(work, settings))
     weights = work.policy.causal + work.critic.scalar + (trained if settings.lora_rank else 0)
-    frozen = 4 * _divided(sum(_size(*f) for f in _frozen(work)), ranks if settings.frozen == "shard" else 1)
+    frozen = _divided(all_frozen_bytes(work, settings.frozen), ranks if settings.frozen == "shard" else 1)
     held = 4 * weights
     if (
         settings.shared_base
@@ -317,7 +332,7 @@ def _score(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
         """What a frozen model brings for its pass."""
         if settings.shared_base:
             return gathered(shape, settings, precision, scalar=scalar, backward=False)
-        brought = 4 * _size(shape, scalar) if settings.frozen == "offload" else 0
+        brought = frozen_bytes(shape, precision, "offload", scalar=scalar) if settings.frozen == "offload" else 0
         return brought + (gathered(shape, frozen, precision, scalar=scalar, backward=False) if frozen else 0)
 
     policy = gathered(work.policy, settings, precision, scalar=False, backward=False)

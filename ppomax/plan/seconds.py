@@ -7,7 +7,15 @@ between devices goes on meanwhile: a phase takes the longer of computing and sen
 from __future__ import annotations
 
 from ppomax.plan.devices import Devices, Shares
-from ppomax.plan.memory import Settings, Work, cache_bytes, compute_bytes, micro_batch, trained_parameters
+from ppomax.plan.memory import (
+    Settings,
+    Work,
+    all_frozen_bytes,
+    cache_bytes,
+    compute_bytes,
+    micro_batch,
+    trained_parameters,
+)
 from ppomax.plan.shapes import Shape
 
 HOST_RATE = 20e9
@@ -98,7 +106,7 @@ def _score(work: Work, settings: Settings, devices: Devices, shares: Shares) -> 
     frozen = sum(s.scalar for s in work.rewards) + (work.policy.causal if work.reference else 0)
     if settings.frozen == "shard":
         sent += batches * _sent(frozen, w, devices, shares)
-    moved = 4 * frozen / HOST_RATE if settings.frozen == "offload" else 0.0
+    moved = all_frozen_bytes(work, "offload") / HOST_RATE if settings.frozen == "offload" else 0.0
     return max(compute, sent) + moved
 
 

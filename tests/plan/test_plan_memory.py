@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ppomax.models.loading import scalar_from_causal
 from ppomax.models.logprobs import hidden_states, token_logprobs
-from ppomax.models.precision import precision
+from ppomax.models.precision import halve_linears, precision
 from ppomax.plan.devices import parse_devices
 from ppomax.plan.memory import (
     PARTS,
@@ -21,6 +22,7 @@ from ppomax.plan.memory import (
     backward_work,
     cache_bytes,
     ends,
+    frozen_bytes,
     gathered,
     logits_block,
     lora_parameters,
@@ -30,6 +32,7 @@ from ppomax.plan.memory import (
     trained_parameters,
 )
 from ppomax.plan.shapes import Shape, count, shape_of
+from ppomax.train.sharding import halve_layers
 
 SEVEN = shape_of("llama-7b")
 P, V = 6_738_415_616, 32000 * 4096
@@ -87,8 +90,8 @@ def test_llama_7b_on_eight_devices_zero3() -> None:
     assert update["gradients"] == 4 * -(-P // 8)  # the critic's are gone when the policy's come
     both = memory(work(joint=True), SETTINGS, EIGHT)
     assert both.phases["update"]["gradients"] == both.phases["step"]["gradients"] == update["weights"]
-    assert update["frozen models"] == 4 * -(-(P + S) // 8)
     layer = 202_375_168 + 8192
+    assert update["frozen models"] == -(-(2 * 2 * 32 * layer + 4 * (P + S - 2 * 32 * layer)) // 8)  # layers in bf16
     outside = 2 * V + 4096
     assert update["buffers"] == 3 * layer * 2 + 4 * outside + 2 * V + layer * 10 + 8 * outside
     assert update["activations"] == activations(SEVEN, 4096, "bf16", False, True) + backward_work(SEVEN, 4096, "bf16")
@@ -111,9 +114,16 @@ def test_ways_to_divide() -> None:
     assert whole.phases["step"]["buffers"] == 4 * P  # ranks sum all gradients of the policy in one piece
     layer = 202_375_168 + 8192
     assert two.phases["update"]["buffers"] - three.phases["update"]["buffers"] == (32 - 3) * layer * 2
-    assert away.host == 4 * (P + S)
+    matrices = 32 * 202_375_168
+    reference = 4 * P - 2 * (matrices + V)  # matrices and unembedding in bf16
+    reward = 4 * S - 2 * matrices
+    assert away.host == whole.phases["update"]["frozen models"] == reference + reward
     assert away.phases["update"]["frozen models"] == 0
-    assert away.phases["score"]["buffers"] - gathered(SEVEN, SETTINGS, "bf16", scalar=False, backward=False) == 4 * P
+    assert (
+        away.phases["score"]["buffers"] - gathered(SEVEN, SETTINGS, "bf16", scalar=False, backward=False) == reference
+    )
+    exact = memory(work(precision="float32"), replace(SETTINGS, frozen="offload"), EIGHT)
+    assert exact.host == 4 * (P + S)
     alone = memory(work(), replace(SETTINGS, shard="none"), parse_devices("1x80GB"))
     assert alone.phases["step"]["buffers"] == 0  # AdamW is fused
     assert SETTINGS.on(8) == SETTINGS
@@ -140,7 +150,7 @@ def test_adapters() -> None:
     found = memory(work(reference=False), adapted, EIGHT).phases["update"]
     assert found["weights"] == 4 * -(-(P + S + 2 * by_hand + 4096) // 8)
     assert found["optimiser"] == 8 * -(-(2 * by_hand + 4096) // 8)
-    assert found["frozen models"] == 4 * -(-S // 8)
+    assert found["frozen models"] == -(-(4 * S - 2 * 32 * (202_375_168 + 8192)) // 8)
 
 
 def test_one_base_under_all_adapters() -> None:
@@ -170,7 +180,7 @@ def test_ends_of_a_tied_model() -> None:
 def small(family: str, **changes: Any) -> tuple[Any, Shape]:
     config = AutoConfig.for_model(
         family, vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=8,
-        num_key_value_heads=8, head_dim=8, max_position_embeddings=128, tie_word_embeddings=True, **changes,
+        num_key_value_heads=8, head_dim=8, max_position_embeddings=128, **{"tie_word_embeddings": True, **changes},
     )  # fmt: skip
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).float().eval(), count(family, config)
@@ -197,6 +207,21 @@ def test_saved_bytes_are_those_of_autograd(family: str, kind: str) -> None:
     copies = 2 * shape.matrices if kind == "bf16" else 0
     predicted = activations(shape, tokens, kind, True, False)
     assert sum(kept.values()) - copies == pytest.approx(predicted, rel=0.02)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["float32", "bf16"])
+def test_frozen_bytes_are_those_of_the_models(kind: str, tied: bool) -> None:
+    """Of a policy and of a reward model on its backbone, halved as PPO does it."""
+    for scalar in (False, True):
+        for frozen, halve in (("replicate", halve_linears), ("shard", halve_layers)):
+            model, shape = small("llama", tie_word_embeddings=tied)
+            if scalar:
+                model = scalar_from_causal(model, 0)
+            if kind == "bf16":
+                halve(model)
+            held = sum(p.numel() * p.element_size() for p in model.parameters())
+            assert frozen_bytes(shape, kind, frozen, scalar=scalar) == held
 
 
 def test_logits_at_their_peak_are_three_blocks() -> None:
