@@ -6,14 +6,19 @@ the numbers are defined in docs/metrics.md.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from ppomax.evaluate.winrate import Outcomes, as_half_wins, outcomes_from_scores
+from ppomax.watch.metrics import repetition, reward_shape
+
+BINS = 20
+"""of a histogram"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ def evaluation_numbers(
         numbers |= _against(name, outcomes[name], categories, first=name == next(iter(baselines)))
         numbers[f"eval/judge_{name}"] = float(np.mean(baseline.judge))
     numbers |= {"eval/judge": float(np.mean(judged)), **_by_category(judged, categories, "eval/judge")}
-    return numbers | _besides(answers, baselines)
+    first = next(iter(baselines))
+    return numbers | proxy_numbers(answers, baselines[first], outcomes[first].tolist()) | _besides(answers, baselines)
 
 
 def comparison_numbers(
@@ -93,6 +99,7 @@ def comparison_numbers(
         numbers[f"eval/judge_failed_{name}"] = failed
         if first:
             numbers |= {"eval/prompts": len(valid), "eval/judge_failed": failed}
+            numbers |= proxy_numbers(answers, baselines[name], verdicts[name])
     return numbers | _besides(answers, baselines)
 
 
@@ -106,6 +113,58 @@ def _against(name: str, outcomes: Outcomes, categories: Sequence[str], *, first:
     return numbers
 
 
+def proxy_numbers(
+    answers: Sequence[JudgedAnswer], baseline: Baseline, outcomes: Sequence[int | None]
+) -> dict[str, float]:
+    """The training reward as if it were the judge, on all prompts; and how often it sides with the judge.
+
+    ``outcomes``: the judge's, one a prompt. Agreement is over the prompts on which both prefer one of the two answers, and is
+    left out where there is none.
+    """
+    proxy = outcomes_from_scores([a.reward for a in answers], baseline.reward, 0.0)
+    halves = as_half_wins(proxy)
+    numbers = {
+        "eval/proxy_win_rate": float(halves.mean()),
+        "eval/proxy_win_rate_se": _std(halves) / math.sqrt(len(halves)),
+    }
+    same = [own == judged for own, judged in zip(proxy.tolist(), outcomes, strict=True) if own and judged]
+    return numbers | ({"eval/proxy_agreement": float(np.mean(same))} if same else {})
+
+
+def reward_numbers(rewards: Sequence[float]) -> dict[str, float]:
+    """The distribution of the rewards of answers to fixed prompts (Fig. 13): eval/reward and its spread and quantiles."""
+    return {
+        "eval/reward": float(np.mean(rewards)),
+        "eval/reward_std": _std(rewards),
+        **reward_shape(torch.tensor(rewards, dtype=torch.double), "eval/reward_"),
+    }
+
+
+def distributions(rewards: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
+    """The same in full for a line on disk: ``rewards`` in the order of the prompts, and histograms of both."""
+    return {
+        "rewards": [float(f"{reward:.6g}") for reward in rewards],
+        "histograms": {"eval/reward": histogram(rewards), "eval/length": histogram(lengths)},
+    }
+
+
+def histogram(values: Sequence[float]) -> dict[str, list[float]]:
+    """``counts`` of the values between neighbouring ``edges``, the last one included; equal widths from least to most.
+
+    Whole numbers (lengths) have edges at halves, so that each bin holds as many of them. All equal: one bin around them.
+    """
+    low, high = min(values), max(values)
+    if all(isinstance(value, int) for value in values):
+        width = -(-(high - low + 1) // BINS)
+        edges = np.arange(low - 0.5, high + width + 0.5, width)
+    elif low == high:
+        edges = np.array([low - 0.5, low + 0.5])
+    else:
+        edges = np.linspace(low, high, BINS + 1)
+    counts, edges = np.histogram(values, bins=edges)
+    return {"counts": counts.tolist(), "edges": edges.tolist()}
+
+
 def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline]) -> dict[str, float]:
     """What no judge is needed for."""
     numbers: dict[str, float] = {}
@@ -114,7 +173,7 @@ def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline])
         numbers[f"eval/reward_{name}_std"] = _std(baseline.reward)
     tokens = sum(len(a.tokens) for a in answers)
     return numbers | {
-        "eval/reward": float(np.mean([a.reward for a in answers])),
+        **reward_numbers([a.reward for a in answers]),
         "eval/kl": float(np.mean([a.kl for a in answers])),
         "eval/kl_k3": float(np.mean([a.kl_k3 for a in answers])),
         "eval/length": tokens / len(answers),
@@ -128,8 +187,8 @@ def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline])
 
 def distinct_pairs(sequences: Sequence[Sequence[int]]) -> float:
     """distinct-2 (Li et al. 2016): different pairs of neighbouring tokens / all of them; nan where there is none."""
-    pairs = [pair for tokens in sequences for pair in itertools.pairwise(tokens)]
-    return len(set(pairs)) / len(pairs) if pairs else math.nan
+    different, pairs, *_ = repetition(sequences)
+    return different / pairs if pairs else math.nan
 
 
 def _by_category(values: Sequence[float], categories: Sequence[str], name: str) -> dict[str, float]:

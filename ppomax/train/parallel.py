@@ -114,16 +114,21 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """{"memory/peak": MiB}: PyTorch's tensors on a GPU, else resident memory; {} where the system does not tell."""
-    if device.type == "cuda":
-        return {"memory/peak": torch.cuda.max_memory_allocated(device) / 2**20}
-    if sys.platform == "win32":
-        return {}
-    import resource
+def peak_memory(ranks: Ranks) -> dict[str, float]:
+    """{"memory/peak": MiB of the rank that held most}: PyTorch's tensors on a GPU, else resident memory.
 
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, kB elsewhere
-    return {"memory/peak": held / (2**20 if sys.platform == "darwin" else 2**10)}
+    {} where the system does not tell. All ranks ask together.
+    """
+    if ranks.device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(ranks.device) / 2**20
+    elif sys.platform == "win32":
+        return {}
+    else:
+        import resource
+
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac, kB elsewhere
+        held /= 2**20 if sys.platform == "darwin" else 2**10
+    return {"memory/peak": max(ranks.collect([held]))}
 
 
 def keep_freed_memory() -> None:

@@ -224,9 +224,11 @@ def train_ppo(
                 length_penalty=config.reward_shaping.length_penalty,
             )  # fmt: skip
             loop.moments.update(scores)
-            shaped = shape_scores(
-                scores, loop.moments, scale=config.reward_shaping.scale, normalise=config.reward_shaping.normalise,
-                clip=config.reward_shaping.clip,
+            unclipped, shaped = (
+                shape_scores(
+                    scores, loop.moments, scale=config.reward_shaping.scale, normalise=config.reward_shaping.normalise,
+                    clip=clip,
+                ) for clip in (None, config.reward_shaping.clip)
             )  # fmt: skip
             kl = kl_estimate(experience.logprobs, experience.ref_logprobs, config.kl.estimator)
             kl_coef = loop.kl.coef
@@ -260,8 +262,10 @@ def train_ppo(
             record = experience_metrics(
                 scores=experience.scores, shaped=shaped, logprobs=experience.logprobs, ref_logprobs=experience.ref_logprobs,
                 entropy=experience.entropy, sequence_nll=experience.sequence_nll, values=experience.values,
-                returns=experience.returns, mask=mask, finished=experience.finished,
+                advantages=experience.advantages, returns=experience.returns, mask=mask, finished=experience.finished,
             )  # fmt: skip
+            if config.reward_shaping.clip is not None:
+                record["reward/clip_fraction"] = (shaped != unclipped).double().mean().item()
             if config.rollout.engine != "transformers":
                 record |= sampler_metrics(
                     experience.logprobs, experience.sampler_logprobs, mask, config.rollout.importance_clip
@@ -275,11 +279,12 @@ def train_ppo(
             if train_policy:
                 record["lr/policy"] = lr_policy
             record |= {"reward/history_mean": loop.moments.mean, "reward/history_std": loop.moments.std}
+            record |= peak_memory(ranks)
+            clock.lap("metrics")
             seconds = clock.seconds()
             record |= {f"time/{name}": value for name, value in seconds.items()}
             record["throughput/samples_per_s"] = len(experience) / seconds["total"]
             record["throughput/response_tokens_per_s"] = int(mask.sum()) / seconds["total"]
-            record |= peak_memory(ranks.device)
             phase = "policy" if train_policy else "critic"
             line: dict[str, Any] = {"iteration": loop.iteration, "phase": phase, "update": loop.updates, **record}
             run.log(line)

@@ -6,6 +6,7 @@ on how it was split. Statistics of the minibatch (whitening) are computed on all
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ from ppomax.models.precision import precision
 from ppomax.models.responses import ResponseBatch, response_logprobs, response_values
 from ppomax.rl.importance import truncated_importance
 from ppomax.rl.losses import MAX_LOG_RATIO, entropy_loss, importance_ratio, penalty_loss, surrogate_loss, value_loss
-from ppomax.rl.moments import whiten
+from ppomax.rl.moments import masked_mean, whiten
 from ppomax.rollout.experience import Experience
 from ppomax.train.optim import clip_gradients
 from ppomax.train.parallel import Ranks
@@ -54,15 +55,18 @@ def sampling_temperature(config: PPOConfig) -> float:
     return config.sampling.temperature if config.logprobs == "scaled" and config.sampling.temperature > 0 else 1.0
 
 
+def whitened_advantages(batch: Experience, config: PPOConfig) -> Tensor:
+    """Detail 6 without its clip: whitened over the valid tokens of the whole minibatch, as asked; (B, T)."""
+    if not config.advantage.normalise:
+        return batch.advantages
+    biased = config.advantage.std == "biased"
+    return whiten(batch.advantages, batch.response_mask, unbiased=not biased, eps=1e-6 if biased else 1e-8)
+
+
 def minibatch_advantages(batch: Experience, config: PPOConfig) -> Tensor:
-    """Detail 6: whitened over the valid tokens of the whole minibatch and clipped, as asked; (B, T)."""
-    advantages = batch.advantages
-    if config.advantage.normalise:
-        biased = config.advantage.std == "biased"
-        advantages = whiten(advantages, batch.response_mask, unbiased=not biased, eps=1e-6 if biased else 1e-8)
-    if config.advantage.clip is not None:
-        advantages = advantages.clamp(-config.advantage.clip, config.advantage.clip)
-    return advantages
+    """Detail 6: whitened and clipped, as asked; (B, T)."""
+    advantages, limit = whitened_advantages(batch, config), config.advantage.clip
+    return advantages if limit is None else advantages.clamp(-limit, limit)
 
 
 def policy_token_losses(
@@ -108,14 +112,18 @@ class Updater:
         micro_batches = even_passes(micro_batches, self.policy, self.critic)
         pull = self._entropy_pull(minibatch, micro_batches, tokens) if policy else 0.0
         sums = torch.zeros(6, dtype=torch.float64)  # value, policy, clipped, approx kl, entropy, ratio deviation
+        clipped_v = 0.0
         for mine in micro_batches:
             part, batch, mask = self._micro_batch(minibatch, mine)
             with precision(device, config.precision):
                 values = response_values(self.critic, batch)
-            loss_v = value_loss(values, part.values.to(device), part.returns.to(device), clip=config.critic.value_clip)
+            old_values = part.values.to(device)
+            loss_v = value_loss(values, old_values, part.returns.to(device), clip=config.critic.value_clip)
             loss_v = torch.where(mask, loss_v, 0).sum() / tokens
             loss_v.backward()
             sums[0] += loss_v.item()
+            if (limit := config.critic.value_clip) is not None:
+                clipped_v += (mask & ((values.detach() - old_values).abs() > limit)).sum().item() / tokens
         joint = policy and config.grad_clip.joint
         norms = {} if joint else self._step("critic")  # now: its gradients are gone before the policy's come
 
@@ -149,8 +157,14 @@ class Updater:
         loss_ptx = self._ptx(ptx) if policy and ptx else 0.0
         if policy:
             norms |= self._step("policy", "critic") if joint else self._step("policy")
-        totals = self.ranks.sum(torch.cat([sums, torch.tensor([loss_ptx], dtype=torch.float64)]).to(device)).tolist()
+        others = torch.tensor([loss_ptx, clipped_v], dtype=torch.float64)
+        totals = self.ranks.sum(torch.cat([sums, others]).to(device)).tolist()
         numbers = {"loss/value": totals[0], "grad_norm/critic": norms["critic"]}
+        if config.critic.value_clip is not None:
+            numbers["value/clip_fraction"] = totals[7]
+        if (limit := config.grad_clip.norm) > 0:  # one norm for both, where they are clipped together
+            judged = {name: math.hypot(*norms.values()) if joint else norm for name, norm in norms.items()}
+            numbers |= {f"grad_norm/{name}_clipped": float(norm > limit) for name, norm in judged.items()}
         if policy:
             numbers |= {
                 "loss/policy": totals[1], "policy/clip_fraction": totals[2], "policy/approx_kl": totals[3],
@@ -161,6 +175,9 @@ class Updater:
             }  # fmt: skip
             if config.ptx.coef > 0:
                 numbers["loss/ptx"] = totals[6]
+            if config.advantage.clip is not None:
+                cut_off = (advantages != whitened_advantages(minibatch, config)).double()
+                numbers["advantage/clip_fraction"] = masked_mean(cut_off, minibatch.response_mask).item()
         return numbers
 
     def _micro_batch(self, minibatch: Experience, mine: list[int]) -> tuple[Experience, ResponseBatch, Tensor]:

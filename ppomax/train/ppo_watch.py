@@ -14,7 +14,14 @@ from typing import Any
 from ppomax.config import PPOConfig
 from ppomax.errors import UserError
 from ppomax.evaluate.answers import Answer
-from ppomax.evaluate.live import Baseline, JudgedAnswer, comparison_numbers, evaluation_numbers
+from ppomax.evaluate.live import (
+    Baseline,
+    JudgedAnswer,
+    comparison_numbers,
+    distributions,
+    evaluation_numbers,
+    reward_numbers,
+)
 from ppomax.models.loading import save_final
 from ppomax.models.passes import even_passes
 from ppomax.rl.rewards import kl_estimate
@@ -40,7 +47,10 @@ FILE = "evaluations.jsonl"
 def watch(
     setup: Setup, engine: Engine, config: PPOConfig, ranks: Ranks, run: RunDirectory, iteration: int, update: int
 ) -> None:  # fmt: skip
-    """Answer the fixed held-out prompts with fixed seeds, and write the answers down with score, KL and length."""
+    """Answer the fixed held-out prompts with fixed seeds, and write the answers down with score, KL and length.
+
+    Without a judge, the distribution of their scores and lengths goes to RUN/held_out.jsonl.
+    """
     if not setup.watch_prompts:
         return
     mine = ranks.share(setup.watch_prompts)
@@ -59,8 +69,14 @@ def watch(
             "pieces": setup.chat_format.pieces(completion.response_ids),
             "token_kl": [round(x, 3) for x in kl[i, : len(completion.response_ids)].tolist()],
         })  # fmt: skip
-    for row in ranks.collect(rows if mine else []):
+    rows = ranks.collect(rows if mine else [])
+    for row in rows:
         run.log(row, "samples.jsonl")
+    if not setup.judge_prompts:  # where there is a judge, its evaluation tells the same of more answers
+        rewards, lengths = [row["score"] for row in rows], [row["length"] for row in rows]
+        numbers = {"eval/prompts": len(rows), **reward_numbers(rewards), "eval/length": sum(lengths) / len(rows)}
+        line = {"iteration": iteration, "update": update, **numbers, **distributions(rewards, lengths)}
+        run.log(line, "held_out.jsonl")
 
 
 class LiveJudge:
@@ -104,7 +120,8 @@ class LiveJudge:
         numbers = self._numbers(answers, iteration)
         if numbers is None:
             return
-        line = {"iteration": iteration, "update": update, **numbers}
+        full = distributions([a.reward for a in answers], [len(a.tokens) for a in answers])
+        line = {"iteration": iteration, "update": update, **numbers, **full}
         self.lines.append(line)
         # written anew as a whole: no half line, and none of a life that was killed
         self.run.write(FILE, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in self.lines))

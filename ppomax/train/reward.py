@@ -42,7 +42,7 @@ from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everyth
 from ppomax.train.made import record_start
 from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
 from ppomax.train.pairs import EncodedPair, PairBatch, collate, demonstration_ids, encode_pairs, make_schedule
-from ppomax.train.parallel import Ranks, join
+from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
@@ -288,6 +288,7 @@ def train_reward(
             metrics |= dict(zip(names, means, strict=True)) | {"train/gap": means[4] - means[5]}
             metrics |= {"grad_norm": grad_norm, "lr": lr, "pairs": len(batch_pairs), "tokens": tokens}
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
+            metrics |= peak_memory(ranks)
             epoch = float(seen_pairs[update + 1]) / len(encoded)
             run.log({"update": update, "epoch": epoch, **metrics})
             told = {"loss": means[0], "accuracy": means[3], "gap": means[4] - means[5], **evaluated_last}

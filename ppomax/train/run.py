@@ -123,7 +123,7 @@ class RunDirectory:
         step = step_of(checkpoint) if checkpoint else 0
         states = {name: load_part(checkpoint, name) for name in parts} if checkpoint else {}
         if self.ranks.is_main:
-            for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "held_out.jsonl", "alarms.jsonl"):
                 self._cut(self.path / name, key, step)
         self.ranks.barrier()
         return step, states

@@ -37,7 +37,7 @@ from ppomax.train.card import model_card
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
 from ppomax.train.made import record_start
 from ppomax.train.optim import clip_gradients, learning_rate, load_optimizer, make_optimizer, set_learning_rate
-from ppomax.train.parallel import Ranks, join
+from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
@@ -356,6 +356,7 @@ def train_sft(
             seconds = time.perf_counter() - evaluated
             metrics |= {"loss/train": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             metrics |= {"time/eval": evaluated - began, "time/update": seconds, "throughput/tokens": tokens / seconds}
+            metrics |= peak_memory(ranks)
             run.log({"update": update, "epoch": order.position / len(rows), **metrics})
             bar.step(loss=loss, perplexity=math.exp(min(loss, 700.0)), **evaluated_last, tokens_s=tokens / seconds)
             done, requested = update + 1, requests.take()

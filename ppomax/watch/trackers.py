@@ -1,8 +1,9 @@
 """TensorBoard, Weights & Biases and trackio beside ``metrics.jsonl``, by option (``trackers: [tensorboard, wandb, trackio]``).
 
-Each gets the numbers of every line of metrics.jsonl and evaluations.jsonl under their own names, and tables of samples and
-alarms. Each works in a thread of its own, so that neither a slow network nor one that hangs holds up training. One that
-fails says so in one line and is off; metrics.jsonl has everything whatever happens.
+Each gets the numbers of every line of metrics.jsonl, evaluations.jsonl and held_out.jsonl under their own names, the
+histograms of the latter two, and tables of samples and alarms. Each works in a thread of its own, so that neither a slow
+network nor one that hangs holds up training. One that fails says so in one line and is off; metrics.jsonl has everything
+whatever happens.
 
 A tracker begins with the first line of metrics: a run that fails before leaves nothing behind. Keys are read by the
 trackers' own libraries from the environment; nothing here sees or writes them, and the settings are sent without secrets.
@@ -21,6 +22,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -32,7 +34,7 @@ WAITING = 10_000
 """messages that may wait for a tracker; with more it is taken to hang"""
 CLOSE_SECONDS = 60.0
 """how long the end of a run waits for a tracker to hand over what it has"""
-NUMBERS = ("metrics.jsonl", "evaluations.jsonl")
+NUMBERS = ("metrics.jsonl", "evaluations.jsonl", "held_out.jsonl")
 TABLES = {"samples.jsonl": "samples", "alarms.jsonl": "alarms"}
 HIDDEN = "(not shown)"
 _SECRET_FIELD = re.compile(
@@ -62,6 +64,7 @@ class Tracker(Protocol):
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None: ...
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def histogram(self, step: int, name: str, counts: Sequence[int], edges: Sequence[float]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -88,6 +91,16 @@ class TensorBoard:
         self.writer.add_text(name, markdown_table(columns, cells), step)
         self.writer.flush()
 
+    def histogram(self, step: int, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
+        """Sums are told as if all values of a bin lay in its middle: the values themselves are not here."""
+        middles = [(low + high) / 2 for low, high in pairwise(edges)]
+        self.writer.add_histogram_raw(
+            name, min=edges[0], max=edges[-1], num=sum(counts), bucket_limits=list(edges[1:]), bucket_counts=list(counts),
+            sum=sum(n * x for n, x in zip(counts, middles, strict=True)), global_step=step,
+            sum_squares=sum(n * x * x for n, x in zip(counts, middles, strict=True)),
+        )  # fmt: skip
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
@@ -98,7 +111,7 @@ class WandB:
     def __init__(self, about: About, first: int) -> None:
         import wandb
 
-        self.table_of = wandb.Table
+        self.table_of, self.histogram_of = wandb.Table, wandb.Histogram
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True, init_timeout=60, finish_timeout=CLOSE_SECONDS,
             x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,
@@ -115,6 +128,9 @@ class WandB:
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self.run.log({name: self.table_of(columns=list(columns), data=[list(row) for row in rows]), "step": step})
+
+    def histogram(self, step: int, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
+        self.run.log({name: self.histogram_of(np_histogram=(counts, edges)), "step": step})
 
     def close(self) -> None:
         self.run.finish()
@@ -137,7 +153,7 @@ class Trackio:
     def __init__(self, about: About, first: int) -> None:
         import trackio
 
-        self.table_of = trackio.Table
+        self.table_of, self.histogram_of = trackio.Table, trackio.Histogram
         self.run = trackio.init(
             project=about.project, name=about.name, config=dict(about.config), embed=False, auto_log_cpu=False,
             auto_log_gpu=False, resume="allow" if about.resumed else "never",
@@ -149,6 +165,9 @@ class Trackio:
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         data = [[_short(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
         self.run.log({name: self.table_of(columns=list(columns), data=data)}, step=step)
+
+    def histogram(self, step: int, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
+        self.run.log({name: self.histogram_of(np_histogram=(counts, edges))}, step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -228,7 +247,7 @@ class Trackers:
         self._workers = [Worker(name, about) for name in dict.fromkeys(names)] if about is not None else []
         self._begun = False
         self._rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}  # (table, step) -> rows not yet sent
-        self._early: list[tuple[int, dict[str, float]]] = []  # numbers that came before the first line of metrics
+        self._early: list[tuple[Any, ...]] = []  # calls: numbers, and what came before the first line of metrics
         self._lines = 0
 
     def log(self, record: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
@@ -242,7 +261,9 @@ class Trackers:
         if file not in NUMBERS:
             return
         self._begun = self._begun or file == "metrics.jsonl"
-        self._early.append((step, numbers_of(record)))
+        self._early.append(("numbers", step, numbers_of(record)))
+        for name, shape in record.get("histograms", {}).items():
+            self._early.append(("histogram", step, f"histogram/{name}", shape["counts"], shape["edges"]))
         if self._begun:
             self._send()
         self._lines += file == "metrics.jsonl"
@@ -253,9 +274,9 @@ class Trackers:
             cells = [[_cell(row.get(column)) for column in columns] for row in rows]
             for worker in self._workers:
                 worker.send("table", step, name, columns, cells)
-        for step, values in self._early:
+        for call in self._early:
             for worker in self._workers:
-                worker.send("numbers", step, values)
+                worker.send(*call)
         self._rows, self._early = {}, []
 
     def close(self) -> None:

@@ -12,7 +12,10 @@ from ppomax.evaluate.live import (
     JudgedAnswer,
     comparison_numbers,
     distinct_pairs,
+    distributions,
     evaluation_numbers,
+    histogram,
+    reward_numbers,
     win_rates,
 )
 from ppomax.evaluate.winrate import outcomes_from_scores
@@ -55,6 +58,11 @@ def test_an_evaluation_by_hand() -> None:
         "eval/win_rate_greedy/y": 0.0, "eval/judge_greedy": 2.75 / 3, "eval/reward_greedy": 1.0,
         "eval/reward_greedy_std": math.sqrt(3.0),
         "eval/judge": 0.6, "eval/judge/x": 0.9, "eval/judge/y": 0.45, "eval/reward": 3.0, "eval/kl": 0.5,
+        # 1, 2, 6: deviations -2, -1, 3, second moment 14 / 3, third 18 / 3
+        "eval/reward_std": math.sqrt(7), "eval/reward_p5": 1.1, "eval/reward_p50": 2.0, "eval/reward_p95": 5.6,
+        "eval/reward_skewness": 6 / (14 / 3) ** 1.5,
+        # against 1, 2, 3: equal, equal, more. The judge: win, tie, loss; both prefer one on the last alone, and not the same
+        "eval/proxy_win_rate": 2 / 3, "eval/proxy_win_rate_se": math.sqrt(1 / 12 / 3), "eval/proxy_agreement": 0.0,
         "eval/kl_k3": 0.75, "eval/length": 2.0, "eval/truncated": 1 / 3,
         "eval/perplexity": math.exp(0.5),  # 3 nats over 6 tokens, not the mean over answers
         "eval/entropy": 0.25, "eval/distinct": 2 / 3,
@@ -103,3 +111,42 @@ def test_a_prompt_without_a_verdict_counts_for_nothing() -> None:
     assert (found["eval/prompts"], found["eval/judge_failed"]) == (4, 1)
     with pytest.raises(ValueError, match="no verdict"):
         comparison_numbers(answers, baselines, ["x"] * 5, {"sampled": [None] * 5})
+
+
+def test_proxy_against_an_llm_judge() -> None:
+    """Rewards 0 against 1, -1, -1, 0, -1: the proxy says loss, win, win, tie, win; the judge loss, win, loss, win, nothing."""
+    answers = [answer(0.0) for _ in range(5)]
+    baselines = {"sampled": Baseline((), (1.0, -1.0, -1.0, 0.0, -1.0)), "greedy": Baseline((), (9.0,) * 5)}
+    verdicts: dict[str, list[int | None]] = {"sampled": [-1, 1, -1, 1, None], "greedy": [1] * 5}
+    found = comparison_numbers(answers, baselines, ["x"] * 5, verdicts)
+    assert found["eval/proxy_win_rate"] == pytest.approx(3.5 / 5)
+    assert found["eval/proxy_agreement"] == pytest.approx(2 / 3)
+    ties = comparison_numbers(answers, baselines, ["x"] * 5, {"sampled": [0] * 5, "greedy": [0] * 5})
+    assert "eval/proxy_agreement" not in ties
+
+
+def test_reward_distribution_of_one_prompt_and_of_equal_ones() -> None:
+    assert reward_numbers([2.0]) == {
+        "eval/reward": 2.0, "eval/reward_std": 0.0, "eval/reward_p5": 2.0, "eval/reward_p50": 2.0, "eval/reward_p95": 2.0,
+        "eval/reward_skewness": 0.0,
+    }  # fmt: skip
+    assert reward_numbers([1.0, 1.0])["eval/reward_std"] == 0.0
+
+
+def test_histograms_by_hand() -> None:
+    found = histogram([0.0, 0.5, 10.0, 9.9, 1.0])  # bins of half a unit; the last one holds its upper edge
+    assert found["edges"] == pytest.approx([i / 2 for i in range(21)])
+    assert found["counts"] == [1, 1, 1, *[0] * 16, 2]
+    assert histogram([3, 5, 3]) == {"counts": [2, 0, 1], "edges": [2.5, 3.5, 4.5, 5.5]}
+    wide = histogram([1, 2, 3, 4, 41])  # 41 whole numbers: three a bin
+    assert wide["edges"][:3] == [0.5, 3.5, 6.5] and wide["edges"][-1] == 42.5 and len(wide["counts"]) == 14
+    assert wide["counts"][:2] == [3, 1] and wide["counts"][-1] == 1 and sum(wide["counts"]) == 5
+    assert histogram([7]) == {"counts": [1], "edges": [6.5, 7.5]}
+    assert histogram([0.25, 0.25]) == {"counts": [2], "edges": [-0.25, 0.75]}
+
+
+def test_distributions_on_disk() -> None:
+    line = distributions([1 / 3, -2e-9, 123456.789], [4, 4, 5])
+    assert line["rewards"] == [0.333333, -2e-9, 123457.0]
+    assert line["histograms"]["eval/length"] == {"counts": [2, 1], "edges": [3.5, 4.5, 5.5]}
+    assert sum(line["histograms"]["eval/reward"]["counts"]) == 3

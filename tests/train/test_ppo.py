@@ -41,7 +41,8 @@ def slow_iteration(
     shaping, temperature = config.reward_shaping, config.sampling.temperature
     out: dict[str, list[Any]] = {
         name: [] for name in
-        ("logprobs", "ref_logprobs", "entropy", "values", "scores", "nll", "rewards", "advantages", "returns", "finished", "shaped")
+        ("logprobs", "ref_logprobs", "entropy", "values", "scores", "nll", "rewards", "advantages", "returns", "finished",
+         "shaped", "clipped")
     }  # fmt: skip
     penalised = []
     for b in range(len(e)):
@@ -79,6 +80,7 @@ def slow_iteration(
         elif shaping.scale:
             score = score / std
         if shaping.clip is not None:
+            out["clipped"].append(abs(score) > shaping.clip)
             score = min(max(score, -shaping.clip), shaping.clip)
         out["shaped"].append(score)
         kl = {
@@ -108,7 +110,8 @@ def slow_metrics(slow: dict[str, Any]) -> dict[str, float]:
     n, size = sum(lengths), len(lengths)
     logprobs, ref = flat(slow["logprobs"]), flat(slow["ref_logprobs"])
     difference = [a - b for a, b in zip(logprobs, ref, strict=True)]
-    values, returns = flat(slow["values"]), flat(slow["returns"])
+    values, returns, advantages = flat(slow["values"]), flat(slow["returns"]), flat(slow["advantages"])
+    clipped = {"reward/clip_fraction": sum(slow["clipped"]) / size} if slow["clipped"] else {}
 
     def spread(xs: list[float]) -> float:
         mean = sum(xs) / len(xs)
@@ -125,6 +128,7 @@ def slow_metrics(slow: dict[str, Any]) -> dict[str, float]:
         "response/truncated": slow["finished"].count(False) / size, "policy/entropy": sum(flat(slow["entropy"])) / n,
         "policy/perplexity": math.exp(-sum(logprobs) / n), "policy/perplexity_moss": math.exp(sum(slow["nll"]) / n),
         "value/mean": sum(values) / n, "value/explained_variance": 1 - spread(errors) / spread(returns),
+        "advantage/mean": sum(advantages) / n, "advantage/std": math.sqrt(spread(advantages)), **clipped,
     }  # fmt: skip
 
 
@@ -176,6 +180,8 @@ def test_iterations_equal_the_slow_reference(name: str, tmp_path: Path, monkeypa
         wanted = slow_metrics(slow)
         for metric, value in wanted.items():
             assert result.metrics[i][metric] == pytest.approx(value, rel=2e-4, abs=1e-5), metric
+        assert ("reward/clip_fraction" in result.metrics[i]) == (config.reward_shaping.clip is not None)
+        assert result.metrics[i]["time/metrics"] > 0
         truncated += wanted["response/truncated"]
 
         # Minibatches: every sample of the buffer once an epoch, with the numbers of the iteration that drew it.

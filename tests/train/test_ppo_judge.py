@@ -129,6 +129,14 @@ def test_numbers_are_those_of_the_answers(judged: Path) -> None:
         assert row["eval/win"] + row["eval/tie"] / 2 == pytest.approx(row["eval/win_rate"])
         assert row["eval/judge"] == pytest.approx(sum(scores) / 5, rel=1e-5)
         assert row["eval/reward"] == pytest.approx(sum(a["score"] for a in answers) / 5)
+        rewards = [a["score"] for a in answers]
+        assert row["rewards"] == pytest.approx(rewards, rel=1e-5)
+        assert sum(row["histograms"]["eval/reward"]["counts"]) == 5
+        assert row["eval/reward_p50"] == sorted(rewards)[2] and row["eval/reward_p5"] <= row["eval/reward_p50"]
+        more = [(r > b["reward"]) + (r == b["reward"]) / 2 for r, b in zip(rewards, base["sampled"], strict=True)]
+        assert row["eval/proxy_win_rate"] == pytest.approx(sum(more) / 5)
+        counts = row["histograms"]["eval/length"]
+        assert sum(counts["counts"]) == 5 and counts["edges"][0] == min(a["length"] for a in answers) - 0.5
         assert row["eval/kl"] == pytest.approx(sum(a["kl"] for a in answers) / 5, abs=1e-5)
         assert row["eval/length"] == pytest.approx(sum(a["length"] for a in answers) / 5)
         assert row["eval/truncated"] == pytest.approx(sum(not a["finished"] for a in answers) / 5)
@@ -197,6 +205,13 @@ def test_training_is_not_touched_by_judging(tmp_path: Path) -> None:
     with_judge, without = run(tmp_path / "a", JUDGED), run(tmp_path / "b", silent)
     assert timeless(with_judge.metrics) == timeless(without.metrics)
     assert not any((tmp_path / "b" / name).exists() for name in ("evaluations.jsonl", "judge", "best"))
+    # the same answers, and so the same distribution of their rewards
+    judged, told = lines(tmp_path / "a/evaluations.jsonl"), lines(tmp_path / "b/held_out.jsonl")
+    assert not (tmp_path / "a/held_out.jsonl").exists()
+    assert [row["iteration"] for row in told] == [row["iteration"] for row in judged] == [0, 2, 4, 5]
+    for row, other in zip(told, judged, strict=True):
+        assert row == {name: other[name] for name in row}
+        assert {"eval/reward_p95", "eval/reward_skewness", "eval/length", "rewards", "histograms"} <= row.keys()
     assert "time/judge" in with_judge.metrics[0] and "time/judge" not in with_judge.metrics[1]
 
 

@@ -143,7 +143,7 @@ def reference_update(
     temperature = config.sampling.temperature if config.logprobs == "scaled" else 1.0
     advantages = reference_advantages(batch, config)
     n = len(advantages)
-    losses, value_losses, entropies, deviations, approx, clipped = [], [], [], [], [], 0
+    losses, value_losses, entropies, deviations, approx, clipped, values_clipped = [], [], [], [], [], 0, 0
     low = 1 - config.surrogate.clip_range
     high = 1 + (config.surrogate.clip_range_high or config.surrogate.clip_range)
     for (b, t), advantage in advantages.items():
@@ -162,6 +162,7 @@ def reference_update(
         target, old_value = float(batch.returns[b, t]), float(batch.values[b, t])
         squares = [(value - target) ** 2]
         if (limit := config.critic.value_clip) is not None:
+            values_clipped += abs(value.item() - old_value) > limit
             moved = old_value + (value - old_value).clamp(-limit, limit)
             squares.append((moved - target) ** 2)
         value_losses.append(max(squares, key=Tensor.item) / 2)
@@ -184,6 +185,12 @@ def reference_update(
     total.backward()
     value_loss = sum(value_losses) / n
     numbers["loss/value"] = value_loss.item()
+    if config.critic.value_clip is not None:
+        numbers["value/clip_fraction"] = values_clipped / n
+    if (limit := config.advantage.clip) is not None:
+        open_end = config.advantage.model_copy(update={"clip": None})
+        free = reference_advantages(batch, config.model_copy(update={"advantage": open_end}))
+        numbers["advantage/clip_fraction"] = sum(abs(a) > limit for a in free.values()) / n
     value_loss.backward()
     gradients = [{k: p.grad for k, p in m.named_parameters() if p.grad is not None} for m in (policy, critic)]
     for name, g in zip(("policy", "critic"), gradients, strict=True):
@@ -287,6 +294,8 @@ def test_the_cases_reach_both_sides_of_every_bend() -> None:
     batch = make_minibatch(3)
     numbers, gradients, values = update(batch, configure())
     assert 0.1 < numbers["policy/clip_fraction"] < 0.9
+    assert 0.1 < numbers["value/clip_fraction"] < 0.9
+    assert 0.1 < update(batch, configure(**{"advantage.clip": 0.3}))[0]["advantage/clip_fraction"] < 0.9
     for changes in ({"surrogate.kind": "none"}, {"surrogate.dual_clip": 1.05}, {"surrogate.clip_range_high": 0.05}):
         _, other, same = update(batch, configure(**changes))
         assert norm({k: other[k] - gradients[k] for k in other}) > 1e-2 * norm(gradients), changes
@@ -376,14 +385,32 @@ def test_joint_and_separate_gradient_clip(norm_limit: float) -> None:
         for raw, clipped, name in ((policy, policy_clipped, "policy"), (critic, critic_clipped, "critic")):
             factor = min(1.0, norm_limit / ((joint if together else sizes[name]) + 1e-6))
             assert_same(clipped, {k: g * factor for k, g in raw.items()}, 1e-6)
+            assert found[f"grad_norm/{name}_clipped"] == float(norm_limit == 0.5)
     if norm_limit == 0.5:
         assert math.hypot(norm(policy_clipped), norm(critic_clipped)) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_clipped_gradients_are_told_of_the_norm_that_counts() -> None:
+    """Between the larger norm and the common one: clipped together, and not each by itself; none without a limit."""
+    batch = make_minibatch(2)
+    numbers, _, _ = update(batch, configure())
+    assert not any(name.endswith("_clipped") for name in numbers)
+    sizes = [numbers["grad_norm/policy"], numbers["grad_norm/critic"]]
+    limits = {"between": (max(sizes) + math.hypot(*sizes)) / 2, "one": sum(sizes) / 2}
+    for limit, together, wanted in (("between", False, [0, 0]), ("between", True, [1, 1]), ("one", True, [1, 1]),
+                                    ("one", False, [float(size > limits["one"]) for size in sizes])):  # fmt: skip
+        changes = {"grad_clip.norm": limits[limit], "grad_clip.joint": together}
+        found, _, _ = update(batch, configure(**changes))
+        assert [found["grad_norm/policy_clipped"], found["grad_norm/critic_clipped"]] == wanted, (limit, together)
+    assert sorted(wanted) == [0, 1]
+    found, _, _ = update(batch, configure(**{"grad_clip.norm": 1e-3, "grad_clip.joint": True}), train=False)
+    assert found["grad_norm/critic_clipped"] == 1 and "grad_norm/policy_clipped" not in found
 
 
 def test_a_frozen_policy_gets_no_gradient_and_no_metric() -> None:
     batch = make_minibatch(4)
     numbers, policy, critic = update(batch, configure(), train=False)
-    assert policy == {} and set(numbers) == {"loss/value", "grad_norm/critic"}
+    assert policy == {} and set(numbers) == {"loss/value", "value/clip_fraction", "grad_norm/critic"}
     _, _, wanted = update(batch, configure())
     assert_same(critic, wanted, 0)
 
@@ -438,6 +465,17 @@ def test_far_ratios_stay_finite() -> None:
         numbers, gradients, _ = update(batch, configure(**{"surrogate.kind": kind}))
         assert all(map(math.isfinite, numbers.values())), kind
         assert all(bool(g.isfinite().all()) for g in gradients.values()), kind
+
+
+def test_an_advantage_at_the_limit_is_not_clipped() -> None:
+    """Of -1, 1, 0 and 2, with the limit 1, one is clipped."""
+    batch = make_minibatch(0, size=1, gaps=False)
+    batch.response_mask = torch.arange(batch.response_mask.shape[1])[None] < 4
+    batch.lengths = batch.prompt_lengths + 4
+    batch = batch.select([0])
+    batch.advantages = torch.tensor([[-1.0, 1.0, 0.0, 2.0]])
+    assert update(batch, configure(**{"advantage.clip": 1.0}))[0]["advantage/clip_fraction"] == 0.25
+    assert "advantage/clip_fraction" not in update(batch, configure())[0]
 
 
 def test_advantages_of_a_minibatch_leave_the_buffer_alone() -> None:

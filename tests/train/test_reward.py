@@ -234,6 +234,7 @@ def test_learns_a_planted_preference(
     run = tmp_path / "run"
     config = reward_config(run, lm_coef=lm_coef, epochs=6, eval_every=4)
     result = train_reward(config, model=make_lm(), tokenizer=tokenizer, pairs=pairs, demonstrations=dialogues)
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["memory/peak"] > 10
     held_out = result.metrics["held_out"]
     assert held_out["overall"]["model"]["accuracy"] > 0.95
     assert set(held_out["sources"]) == {"en", "zh"}

@@ -267,6 +267,7 @@ def test_learns_and_leaves_a_whole_run(
     saved = json.loads((run / "evaluation.json").read_text())
     assert saved["start"]["loss"] == pytest.approx(evaluations[0]) and saved["trained"] == result.metrics
     assert lines[0]["lr"] < max(line.get("lr", 0) for line in lines) == pytest.approx(5e-3)
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["memory/peak"] > 10
     assert lines[-2]["lr"] == pytest.approx(5e-4)  # cosine ends at 10%
     printed = capsys.readouterr().out
     assert "start model" in printed and "8 held-out prompts also occur" in printed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from ppomax.watch.metrics import (
     perplexity,
     perplexity_moss,
     position_metrics,
+    repetition,
     response_metrics,
     reward_shape,
 )
@@ -30,6 +33,7 @@ def metrics(**changes: Any) -> dict[str, float]:
         "entropy": torch.tensor([[1.0, 2.0, 99.0], [3.0, 99.0, 4.0]]), "sequence_nll": torch.tensor([1.2, 0.8]),
         "values": torch.tensor([[0.0, 1.0, 99.0], [2.0, 99.0, 3.0]]),
         "returns": torch.tensor([[1.0, 1.0, -99.0], [2.0, -99.0, 4.0]]), "mask": MASK, "finished": torch.tensor([True, False]),
+        "advantages": torch.tensor([[1.0, 2.0, 99.0], [6.0, -99.0, -1.0]]),
     }  # fmt: skip
     return experience_metrics(**{**given, **changes})
 
@@ -45,6 +49,7 @@ def test_by_hand() -> None:
         "value/mean": 1.5,
         # errors 1, 0, 0, 1: variance 1/3; returns 1, 1, 2, 4: variance 2
         "value/explained_variance": 1 - (1 / 3) / 2,
+        "advantage/mean": 2.0, "advantage/std": math.sqrt((1 + 0 + 16 + 9) / 3),
         "reward/p5": 1.15, "reward/p50": 2.5, "reward/p95": 3.85, "reward/skewness": 0.0,
         # two tokens each: the first lies in the first third, the second in the middle one
         "kl/first_third": (0.5 - 0.25) / 2, "kl/middle_third": (0 + 0.5) / 2,
@@ -74,12 +79,13 @@ def test_one_sample_has_no_spread() -> None:
     one = torch.tensor([[1.0]])
     found = metrics(
         **rows, logprobs=-one, ref_logprobs=-one, entropy=one, values=one, returns=one, mask=torch.tensor([[True]]),
-        finished=torch.tensor([True]),
+        finished=torch.tensor([True]), advantages=one,
     )  # fmt: skip
     assert (
         found["response/truncated"] == 0
         and found["reward/std"] == 0
         and found["response/length_std"] == 0
+        and found["advantage/std"] == 0
         and found["value/explained_variance"] == 0
     )
     assert all(math.isfinite(v) for v in found.values())
@@ -88,7 +94,12 @@ def test_one_sample_has_no_spread() -> None:
 def test_what_is_outside_the_mask_never_matters() -> None:
     broken = {
         name: torch.where(MASK, value, float("nan"))
-        for name, value in (("logprobs", LOGPROBS), ("ref_logprobs", REF), ("values", torch.arange(6.0).view(2, 3)))
+        for name, value in (
+            ("logprobs", LOGPROBS),
+            ("ref_logprobs", REF),
+            ("values", torch.arange(6.0).view(2, 3)),
+            ("advantages", torch.arange(6.0).view(2, 3)),
+        )
     }
     clean = {name: torch.where(MASK, value, 0) for name, value in broken.items()}
     assert metrics(**broken) == metrics(**clean)
@@ -122,6 +133,29 @@ def test_responses_by_hand() -> None:
     assert found["response/repeated_ngram_rate"] == 2 / 6  # 1212 2121 1212, twice: one of three is a repeat
     assert found["response/length_p5"] == pytest.approx(1.15) and found["response/length_p95"] == pytest.approx(6.0)
     assert response_metrics([[1]], ["a"])["response/distinct_2"] == 0
+
+
+def slow_repetition(ids: list[list[int]]) -> tuple[int, int, int, int]:
+    pairs = [pair for row in ids for pair in pairwise(row)]
+    repeats, grams = 0, 0
+    for row in ids:
+        own = list(zip(row, row[1:], row[2:], row[3:], strict=False))
+        grams += len(own)
+        repeats += len(own) - len(set(own))
+    return len(set(pairs)), len(pairs), repeats, grams
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 40, 2**31])
+def test_repetition_is_the_slow_loops(tokens: int) -> None:
+    """Rows of 0 to 30 tokens; the largest ids of a vocabulary that four of which fit into no integer."""
+    pick = random.Random(tokens)
+    for rows in (1, 2, 3, 30):
+        for _ in range(20):
+            some = [pick.randrange(tokens) for _ in range(6)] + [tokens - 1]
+            ids = [[pick.choice(some) for _ in range(pick.randint(0, 30))] for _ in range(rows)]
+            assert repetition(ids) == slow_repetition(ids)
+    assert repetition([]) == repetition([[], []]) == (0, 0, 0, 0)
+    assert repetition([[1], [1], [1], [1]]) == (0, 0, 0, 0)
 
 
 def test_repetition_compresses() -> None:

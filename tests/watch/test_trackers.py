@@ -27,6 +27,10 @@ from ppomax.watch import trackers
 from ppomax.watch.trackers import About, Trackers, numbers_of, without_secrets
 
 LINE = {"iteration": 3, "phase": "policy", "reward/mean": 0.5, "kl/ref": math.nan, "flag": True}
+EVALUATION = {
+    "iteration": 0, "eval/win_rate": 0.5, "rewards": [0.25, 0.75],
+    "histograms": {"eval/reward": {"counts": [1, 1], "edges": [0.25, 0.5, 0.75]}},
+}  # fmt: skip
 SAMPLE = {"iteration": 0, "prompt": [{"role": "user", "content": "a | b"}], "response": "<b>c</b>\nd", "score": 1.25}
 
 
@@ -54,6 +58,9 @@ class Recorder:
 
     def table(self, step: int, name: str, columns: Any, rows: Any) -> None:
         self._do("table", name, step, columns, rows)
+
+    def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None:
+        self._do("histogram", name, step, counts, edges)
 
     def close(self) -> None:
         self._do("close")
@@ -89,7 +96,7 @@ def test_numbers_tables_and_close(library: Any, about: About) -> None:
     tracked = Trackers(["wandb", "wandb"], about)
     tracked.log(SAMPLE, "samples.jsonl")
     tracked.log(SAMPLE | {"response": "e"}, "samples.jsonl")
-    tracked.log({"iteration": 0, "eval/win_rate": 0.5}, "evaluations.jsonl")
+    tracked.log(EVALUATION, "evaluations.jsonl")
     tracked.log({"anything": 1}, "answers_a.jsonl")  # not a tracker's
     assert not seen.calls
     tracked.log(LINE)
@@ -101,6 +108,7 @@ def test_numbers_tables_and_close(library: Any, about: About) -> None:
         ("init", 0),
         ("table", "samples", 0, columns, rows),
         ("numbers", 0, {"iteration": 0, "eval/win_rate": 0.5}),
+        ("histogram", "histogram/eval/reward", 0, [1, 1], [0.25, 0.5, 0.75]),
         ("numbers", 3, {"iteration": 3, "reward/mean": 0.5}),
         ("table", "alarms", 4, ["iteration", "level", "message", "score"], [[4, "warning", "m", None]]),
         ("close",),
@@ -133,7 +141,7 @@ def test_numbers_are_finite_and_no_words() -> None:
 # ------------------------------------------------------------------------------------------- mishaps
 
 
-@pytest.mark.parametrize("fail", ["init", "numbers", "table", "close"])
+@pytest.mark.parametrize("fail", ["init", "numbers", "table", "histogram", "close"])
 @pytest.mark.parametrize("error", [None, SystemExit(1), KeyError("k")])
 def test_one_that_fails_is_off_with_one_line(
     fail: str, error: BaseException | None, library: Any, about: About, capsys: pytest.CaptureFixture[str]
@@ -142,13 +150,14 @@ def test_one_that_fails_is_off_with_one_line(
     tracked = Trackers(["wandb", "trackio"], about)
     for i in range(5):
         tracked.log(SAMPLE | {"iteration": i}, "samples.jsonl")
+        tracked.log(EVALUATION | {"iteration": i}, "held_out.jsonl")
         tracked.log(LINE | {"iteration": i})
         time.sleep(0.01)
     tracked.close()
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("tracker wandb is off: ") and "metrics.jsonl" in err
     assert type(bad.error).__name__ in err and "second line" not in err
-    assert [call[0] for call in good.calls].count("numbers") == 5 and good.calls[-1] == ("close",)
+    assert [call[0] for call in good.calls].count("numbers") == 10 and good.calls[-1] == ("close",)
     if fail != "close":
         assert [call[0] for call in bad.calls].count(fail) == 1  # not asked again
 
@@ -329,6 +338,8 @@ start = 2 if resume == "resume" else 0
 for i in range(start, start + 3):
     sample = {"iteration": i, "prompt": [{"role": "user", "content": "a | b"}], "response": "<b>河</b>", "score": i / 2}
     run.log(sample, "samples.jsonl")
+    shape = {"counts": [1, 3], "edges": [0.0, 1.0, 2.0]}
+    run.log({"iteration": i, "eval/reward": 1.25, "histograms": {"eval/reward": shape}}, "held_out.jsonl")
     run.log({"iteration": i, "phase": "policy", "reward/mean": i + 0.5 + 10 * start})
 """
 
@@ -349,10 +360,15 @@ def test_real_tensorboard(tmp_path: Path) -> None:
 
     track(tmp_path / "run", "tensorboard")
     track(tmp_path / "run", "tensorboard", resume=True)  # begins again at step 2
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"histograms": 0})
     events.Reload()
     scalars = [(e.step, e.value) for e in events.Scalars("reward/mean")]
     assert scalars == [(0, 0.5), (1, 1.5), (2, 22.5), (3, 23.5), (4, 24.5)]
+    counts = events.Histograms("histogram/eval/reward")
+    assert [e.step for e in counts] == [0, 1, 2, 3, 4]
+    shape = counts[0].histogram_value
+    assert (list(shape.bucket), list(shape.bucket_limit)) == ([1, 3], [1, 2])
+    assert (shape.min, shape.max, shape.num, shape.sum, shape.sum_squares) == (0, 2, 4, 5, 7)
     tags = events.Tags()["tensors"]
     assert any(tag.startswith("samples") for tag in tags) and any(tag.startswith("settings") for tag in tags)
     tag = next(tag for tag in tags if tag.startswith("samples"))
@@ -373,6 +389,7 @@ def test_real_wandb_offline(tmp_path: Path) -> None:
             assert key.encode() not in content and b"hidden-word" not in content, file
     summary = b"".join(f.read_bytes() for f in files)
     assert b"reward/mean" in summary and b"samples" in summary
+    assert b"histogram/eval/reward" in summary and b'"histogram"' in summary
     # no key and no mode: offline, and no question asked
     variables = {"WANDB_MODE": "", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     track(tmp_path / "keyless", "wandb", **variables)
@@ -391,6 +408,8 @@ def test_real_trackio(tmp_path: Path) -> None:
     values = {step: row["reward/mean"] for step, row in rows if "reward/mean" in row}
     assert values == {0: 0.5, 1: 1.5, 2: 2.5}
     assert sum("samples" in row for _, row in rows) == 3
+    shapes = [row["histogram/eval/reward"] for _, row in rows if "histogram/eval/reward" in row]
+    assert shapes == [{"_type": "trackio.histogram", "bins": [0, 1, 2], "values": [1, 3]}] * 3
 
 
 def test_training_goes_on_with_a_broken_tracker(library: Any, tmp_path: Path, capsys: Any) -> None:
