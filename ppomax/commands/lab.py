@@ -232,7 +232,7 @@ def run_lab(lab: Lab) -> int:
     say("\n".join(lines[len(runs) :]))
     missing = [run for run in runs if cached(run, results) is None]
     work = Path(config.work)
-    workshop = Workshop(work, jobs, say)
+    workshop = Workshop(work, jobs, say, spread=config.fast)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -21,8 +21,10 @@ PARTS = (("win", "#0072B2", "white"), ("tie", "#D9D9D9", "black"), ("lose", "#D5
 SUFFIXES = ("png", "svg")
 
 
-def stacked_bars(groups: Groups, folder: Path, stem: str, *, title: str, words: Mapping[str, str]) -> None:
-    """``folder/stem.png`` and ``.svg``: one horizontal bar of 100% for each entry, with the numbers in it.
+def stacked_bars(
+    groups: Groups, folder: Path, stem: str, *, title: str, words: Mapping[str, str], suffixes: Sequence[str] = SUFFIXES
+) -> None:  # fmt: skip
+    """``folder/stem.png`` and ``.svg`` (``suffixes``): one horizontal bar of 100% for each entry, with the numbers in it.
 
     ``words``: what win, tie and lose are called in the legend.
     """
@@ -58,7 +60,7 @@ def stacked_bars(groups: Groups, folder: Path, stem: str, *, title: str, words: 
     axis.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=10)
-    for suffix in SUFFIXES:
+    for suffix in suffixes:
         save_figure(figure, folder / f"{stem}.{suffix}")
 
 

@@ -19,6 +19,8 @@ from ppomax.layers import did_you_mean
 from ppomax.options import resolve
 
 Settings = dict[str, Any]
+COLDEST, HOTTEST = 0.05, 3.0
+"""bounds within which the endpoint looks for the temperature at which SFT is as sharp as the policy"""
 LAB = Path("lab")
 CLAIM_FILE = re.compile(r"C([1-9][0-9]*)([a-z]?)\.yaml")
 

@@ -34,7 +34,7 @@ from ppomax.data.records import Prompt
 from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
 from ppomax.evaluate.winrate import outcomes_from_scores
-from ppomax.lab.claims import EndpointConfig
+from ppomax.lab.claims import COLDEST, HOTTEST, EndpointConfig
 from ppomax.models.loading import load_causal_lm, load_tokenizer
 from ppomax.models.logprobs import hidden_states, unembed
 from ppomax.rollout.engine import Completion, sample_seed
@@ -49,8 +49,6 @@ from ppomax.train.ppo_update import to_batch
 STREAM = 2 * 10**9
 """keeps these seeds apart from those of training and of the live judge"""
 POLICY, REFERENCE = 0, 1
-COLDEST, HOTTEST = 0.05, 3.0
-"""bounds of the matched temperature"""
 HALVINGS = 7
 """of the bisection: the temperature is found to within 1.6%"""
 POSITIONS = 4096

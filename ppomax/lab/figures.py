@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppomax.lab.results import Result
-from ppomax.lab.statistics import curve
+from ppomax.lab.results import Result, other_start
+from ppomax.lab.statistics import curve, known
 from ppomax.report.figures import COLOURS, MARKERS, STEPS_LABEL, STYLES, save_figure
 
 TITLES = {
@@ -33,8 +34,16 @@ TITLES = {
     "policy/clip_fraction": ("clipped ratios", "share of tokens"),
     "policy/entropy": ("entropy (train)", "nats a token"),
     "value/explained_variance": ("critic: explained variance", "1 = perfect"),
+    "reward/p5": ("reward (train), 5th percentile", "reward model's score"),
+    "reward/p50": ("reward (train), median", "reward model's score"),
+    "reward/p95": ("reward (train), 95th percentile", "reward model's score"),
+    "reward/skewness": ("reward (train), skewness", "below 0: a long tail of low rewards"),
 }
 """metric -> (title, y label)"""
+SCORES = ("kl", "reward", "reward_sampled", "reward_sampled_std", "judge", "judge_sampled")
+"""numbers of the live judge that `over_optimisation` reads"""
+NEAR = 2.5
+"""square root of KL up to which its lower panels go"""
 Arms = Mapping[str, Mapping[int, Result]]
 
 
@@ -52,7 +61,7 @@ def claim_figure(arms: Arms, metrics: Sequence[str], path: Path) -> None:
                 continue
             look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
             marker = MARKERS[i % len(MARKERS)] if len(x) <= 40 else None
-            label = f"{name} (n = {len(by_seed)})"
+            label = shown(name, by_seed)
             axis.plot(x, y.mean(axis=0), linewidth=1.7, marker=marker, markersize=3, label=label, **look)
             if len(y) > 1:
                 axis.fill_between(x, y.min(axis=0), y.max(axis=0), color=look["color"], alpha=0.13, linewidth=0)
@@ -77,6 +86,12 @@ def claim_figure(arms: Arms, metrics: Sequence[str], path: Path) -> None:
     save_figure(figure, path)
 
 
+def shown(name: str, by_seed: Mapping[int, Result]) -> str:
+    """An arm in a legend; one that starts from no SFT model is compared with its own start."""
+    own = any(other_start(r) for r in by_seed.values())
+    return f"{name} (n = {len(by_seed)}{', against its own start' if own else ''})"
+
+
 def together(curves: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[list[int], np.ndarray]:
     """(updates that all curves have, values (curves, updates))."""
     filled = [dict(zip(x, y, strict=True)) for x, y in curves if x]
@@ -87,32 +102,60 @@ def together(curves: Sequence[tuple[Sequence[int], Sequence[float]]]) -> tuple[l
 
 
 def over_optimisation(arms: Arms, path: Path) -> None:
-    """Proxy (in standard deviations of SFT's rewards) and true score over sqrt(KL); every seed a line."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    """Proxy (in standard deviations of SFT's rewards) and true score over sqrt(KL); every seed a line.
+
+    The upper panels show everything, the lower ones the part near SFT, where arms that hold stay.
+    """
+    figure = Figure(figsize=(11, 8.6), layout="constrained")
     FigureCanvasAgg(figure)
-    proxy, truth = figure.subplots(1, 2)
+    axes = figure.subplots(2, 2)
     for i, (name, by_seed) in enumerate(arms.items()):
-        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
+        look: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)], "linewidth": 1.2,
+            "alpha": 0.8, "marker": MARKERS[i % len(MARKERS)], "markersize": 2.5,
+        }  # fmt: skip
         for k, result in enumerate(by_seed.values()):
-            rows = result.evaluations
-            x = [math.sqrt(max(0.0, r["eval/kl"])) for r in rows]  # k1 of few samples can be negative near 0
-            y = [(r["eval/reward"] - r["eval/reward_sampled"]) / r["eval/reward_sampled_std"] for r in rows]
-            label = name if k == 0 else None
-            proxy.plot(
-                x, y, linewidth=1.2, alpha=0.8, marker=MARKERS[i % len(MARKERS)], markersize=2.5, label=label, **look
-            )
-            if any("eval/judge" not in r for r in rows):  # a judge that compares gives no score
-                continue
-            truth.plot(
-                x, [r["eval/judge"] - r["eval/judge_sampled"] for r in rows], linewidth=1.2, alpha=0.8,
-                marker=MARKERS[i % len(MARKERS)], markersize=2.5, **look,
-            )  # fmt: skip
+            for column, points in enumerate(scores_over_kl(result)):
+                for axis in axes[:, column]:
+                    axis.plot(*points, label=name if k == 0 and axis is axes[0, 0] else None, **look)
     label = "square root of KL to SFT (k1, nats a response)"
-    proxy.set(title="proxy reward", xlabel=label, ylabel="above SFT, standard deviations of SFT's rewards")
-    truth.set(title="true score", xlabel=label, ylabel="the judge's score, above SFT's")
-    for axis in (proxy, truth):
+    for row, where in zip(axes, ("", ", near SFT"), strict=True):
+        row[0].set(title=f"proxy reward{where}", xlabel=label, ylabel="above SFT, standard deviations of SFT's rewards")
+        row[1].set(title=f"true score{where}", xlabel=label, ylabel="the judge's score, above SFT's")
+    for axis in axes.flat:
         axis.axhline(0, color="black", linewidth=0.6)
         axis.grid(alpha=0.25)
+    for axis in axes[1]:
+        zoom(axis, NEAR)
     if arms:
         figure.legend(loc="outside upper center", ncols=min(5, len(arms)), title="over-optimisation: a line a seed")
     save_figure(figure, path)
+
+
+def scores_over_kl(result: Result) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
+    """(sqrt(KL), proxy reward above SFT's) and (sqrt(KL), judge's score above SFT's) of the evaluations.
+
+    Points that are not finite are left out, and all true scores where the judge compares and gives none.
+    """
+    proxy: tuple[list[float], list[float]] = ([], [])
+    truth: tuple[list[float], list[float]] = ([], [])
+    for row in result.evaluations:
+        value = {name: known(row.get(f"eval/{name}")) for name in SCORES}
+        x = math.sqrt(max(0.0, value["kl"])) if value["kl"] == value["kl"] else math.nan  # k1 can be negative near 0
+        rise = (value["reward"] - value["reward_sampled"]) / (value["reward_sampled_std"] or math.nan)
+        for points, y in ((proxy, rise), (truth, value["judge"] - value["judge_sampled"])):
+            if math.isfinite(x) and math.isfinite(y):
+                points[0].append(x)
+                points[1].append(y)
+    return proxy, truth
+
+
+def zoom(axis: Any, right: float) -> None:
+    """Show x up to ``right``, and the y of what lies there."""
+    inside = [
+        y for line in axis.get_lines() for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if x <= right
+    ]
+    axis.set_xlim(-0.02 * right, right)
+    if inside:
+        margin = 0.05 * (max(inside) - min(inside)) or 0.1
+        axis.set_ylim(min(inside) - margin, max(inside) + margin)

@@ -110,6 +110,8 @@ class Planner:
         self.common, self.mode = common, mode or Mode()
         self.raw = {str(stage.get("name")): stage for stage in common.start.stages}
         self._made: dict[tuple[str, int, str | None], Stage] = {}
+        self._configs: dict[str, PPOConfig] = {}
+        self._endpoints: set[str] = set()
         self.left_out: list[str] = []
 
     def runs(
@@ -185,12 +187,21 @@ class Planner:
         stages: dict[str, Stage] = {}
         try:
             ppo, endpoint = (self._name_stages(tree, seed, arm.variant, stages) for tree in (ppo, endpoint))
-            from_mapping(EndpointConfig, endpoint, origin="endpoint")
-            config = from_mapping(PPOConfig, ppo, origin="settings")
+            config = self._checked(ppo, endpoint)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         overrides = {"base": arm.base, "ppo": arm.ppo, **({"variant": arm.variant} if arm.variant else {})}
         return Run(arm_name, seed, [claim_name], arm.variant, ppo, endpoint, stages, overrides, config)
+
+    def _checked(self, ppo: Settings, endpoint: Settings) -> PPOConfig:
+        """The settings as a configuration. Most arms occur in several claims: each is checked once."""
+        judged, asked = (json.dumps(tree, sort_keys=True, default=str) for tree in (endpoint, ppo))
+        if judged not in self._endpoints:
+            from_mapping(EndpointConfig, endpoint, origin="endpoint")
+            self._endpoints.add(judged)
+        if asked not in self._configs:
+            self._configs[asked] = from_mapping(PPOConfig, ppo, origin="settings")
+        return self._configs[asked]
 
     def _name_stages(self, tree: Any, seed: int, variant: str | None, stages: dict[str, Stage]) -> Any:
         """``${sft}`` -> ``${sft-1a2b3c4d}``, or the place where it was given; the stages needed are collected."""

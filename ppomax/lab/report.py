@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppomax.lab.claims import Claim
+from ppomax.lab.claims import COLDEST, HOTTEST, Claim
 from ppomax.lab.figures import claim_figure, over_optimisation
+from ppomax.lab.paper_figures import EXTRAS
 from ppomax.lab.plan import Planner, world_code
-from ppomax.lab.results import Result, cached, read_results
-from ppomax.lab.statistics import FIRST, curve, estimate, onset, turn
+from ppomax.lab.results import Result, cached, not_finite, other_start, read_results
+from ppomax.lab.statistics import FIRST, curve, estimate, known, onset, turn
 from ppomax.lab.verdicts import UNRUN, Verdict, verdict
 from ppomax.report.markdown import number
 from ppomax.train.checkpoint import write_atomic
+from ppomax.train.progress import ProgressLine
 
 Found = dict[str, dict[int, Result]]
 MONITORS: Mapping[str, tuple[str, ...]] = {
@@ -40,37 +42,46 @@ def write_report(
     ``apart``: "fast" or "dev", whose runs are not counted. ``notes``: text for the end of the page.
     """
     results = read_results(results_dir)
-    wanted = list(seeds if seeds is not None else planner.common.seeds)
-    if apart == "dev" and seeds is None:
-        wanted = sorted({r.seed for r in results.values()}) or [101]
+    found = gather(planner, claims, chosen, results, apart=apart, seeds=seeds)
+    verdicts = {name: verdict(claims[name], found[name], apart=apart) for name in chosen}
+    used = {r.key for arms in found.values() for by_seed in arms.values() for r in by_seed.values()}
+    kept = [r for r in results.values() if r.key in used]
     figures = page.with_suffix("")
     figures.mkdir(parents=True, exist_ok=True)
-    runs = planner.runs(claims, chosen, wanted)
-    used: set[str] = set()
-    found: dict[str, Found] = {}
-    verdicts: dict[str, Verdict] = {}
-    for name in chosen:
-        found[name] = {}
-        for arm, by_seed in runs.get(name, {}).items():
-            here = {seed: r for seed, run in by_seed.items() if (r := cached(run, results)) is not None}
-            used |= {r.key for r in here.values()}
-            if here:
-                found[name][arm] = here
-        verdicts[name] = verdict(claims[name], found[name], apart=apart)
-    kept = [r for r in results.values() if r.key in used]
     blocks = [
         "# The paper's claims, tested in the embedded world",
         intro(kept, len(results) - len(kept), apart),
         table(claims, chosen, verdicts),
     ]
-    for name in chosen:
-        blocks += section(name, claims[name], verdicts[name], found[name], figures, apart)
-    blocks += beyond({name: found.get(name, {}) for name in chosen}, figures)
+    with ProgressLine("report", len(chosen) + 1) as bar:
+        for name in chosen:
+            blocks += section(name, claims[name], verdicts[name], found[name], figures, apart)
+            bar.step(figure=name)
+        blocks += beyond(found, figures)
+        bar.step(figure="beyond the paper")
     if notes is not None and notes.is_file():
         blocks.append(notes.read_text(encoding="utf-8").strip())
     write_atomic(page, "\n\n".join(b for b in blocks if b) + "\n")
     counts = Counter(v.outcome for v in verdicts.values())
     return [f"{page}: {len(chosen)} claims: {', '.join(f'{n} {what}' for what, n in counts.most_common())}"]
+
+
+def gather(
+    planner: Planner, claims: Mapping[str, Claim], chosen: Sequence[str], results: Mapping[str, Result], *,
+    apart: str = "", seeds: Sequence[int] | None = None,
+) -> dict[str, Found]:  # fmt: skip
+    """Claim -> arm -> seed -> its finished run; arms without one are left out."""
+    wanted = list(seeds if seeds is not None else planner.common.seeds)
+    if apart == "dev" and seeds is None:
+        wanted = sorted({r.seed for r in results.values()}) or [101]
+    runs = planner.runs(claims, chosen, wanted)
+    found: dict[str, Found] = {name: {} for name in chosen}
+    for name in chosen:
+        for arm, by_seed in runs.get(name, {}).items():
+            here = {seed: r for seed, run in by_seed.items() if (r := cached(run, results)) is not None}
+            if here:
+                found[name][arm] = here
+    return found
 
 
 def intro(kept: Sequence[Result], unused: int, apart: str) -> str:
@@ -106,14 +117,15 @@ def learnt_from(kept: Sequence[Result]) -> str:
         ("their agreement with one another", "pairs", lambda facts: facts["annotators"]["agreement"]),
         ("the reward models' accuracy on held-out pairs", "reward", lambda facts: facts["accuracy"]),
     ):
-        found = [
-            float(number_of(facts))
+        asked = [
+            known(number_of(facts))
             for start in starts.values()
             for name, facts in start.items()
             if re.fullmatch(rf"{kind}-[0-9a-f]{{8}}", name)
         ]
-        if found:
-            ranges.append(f"{what} {min(found):.1%} to {max(found):.1%}")
+        if found := [value for value in asked if value == value]:
+            told = "" if len(found) == len(asked) else f" ({len(found)} of {len(asked)} finite)"
+            ranges.append(f"{what} {min(found):.1%} to {max(found):.1%}{told}")
     return f"Over the starts of vanilla and ppo_max: {', '.join(ranges)}." if ranges else ""
 
 
@@ -140,6 +152,9 @@ def section(name: str, claim: Claim, v: Verdict, arms: Found, figures: Path, apa
         file = figures / f"{name}.png"
         claim_figure(arms, claim.metrics, file)
         blocks.append(f"![{name}: arms over training]({figures.name}/{file.name})")
+        extra = EXTRAS.get(claim.rule.function)
+        if extra is not None and extra.draw(arms, file := figures / f"{name}_{extra.name}.png"):
+            blocks.append(f"{extra.caption}\n\n![{name}: {extra.name}]({figures.name}/{file.name})")
     blocks.append(f"Rule: {_line(claim.rule.words)}")
     if v.numbers:
         lines = ["| number | mean over seeds [95% interval] |", "|---|---|"]
@@ -170,15 +185,38 @@ def endpoints(arms: Found) -> str:
         own, sft, matched = (
             estimate([row["entropy"][what] for row in rows]).mean for what in ("policy", "sft", "matched_temperature")
         )
+        temperature = f"{matched:.3g}"
+        if at_bound := sum(not COLDEST < known(row["entropy"]["matched_temperature"]) < HOTTEST for row in rows):
+            temperature += f" ({at_bound} of {len(rows)} at the search's bound)"
         spent = sum(sum(r.header["seconds"][k] for k in ("training", "endpoint")) for r in by_seed.values()) / 3600
         seeds = ", ".join(map(str, by_seed))
-        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} | {own:.3g}, {sft:.3g} | {matched:.3g} | {spent:.2g} |")
-    told = [
+        start = next((s for r in by_seed.values() if (s := other_start(r))), None)
+        shown = f"{name}, against its own start (`{start}`)" if start else name
+        lines.append(
+            f"| {shown} | {seeds} | {' | '.join(cells)} | {own:.3g}, {sft:.3g} | {temperature} | {spent:.2g} |"
+        )
+    told = []
+    if any("at the search's bound" in line for line in lines):
+        told.append(
+            f"At the search's bound: the temperature is sought between {COLDEST} and {HOTTEST:.0f}, and at that bound SFT is "
+            "not yet as sharp (or as blunt) as the policy."
+        )
+    if any("against its own start" in line for line in lines):
+        told.append(
+            "Against its own start: for this arm, every column says of its start what it says of SFT for the others."
+        )
+    told += [
         f"{name}, seed {seed}, diverged ({r.header['diverged']['told']}) and counts as it was after "
         f"{r.header['diverged']['policy_iterations']} iterations."
         for name, by_seed in arms.items()
         for seed, r in by_seed.items()
         if "diverged" in r.header
+    ]
+    told += [
+        f"{name}, seed {seed}: no finite number, so left out of means and curves: {', '.join(missing)}."
+        for name, by_seed in arms.items()
+        for seed, r in by_seed.items()
+        if (missing := not_finite(r))
     ]
     return "\n\n".join(["Win rates of the last evaluation:", "\n".join(lines), *told])
 
@@ -199,7 +237,7 @@ def fall(result: Result) -> int | None:
     """The update from which the win rate stays `FALL` below its smoothed best; None where it does not fall."""
     updates, values = curve(result, "eval/win_rate")
     at = onset(updates, values, FALL)
-    return at if at < updates[-1] else None
+    return at if updates and at < updates[-1] else None
 
 
 def beyond(found: Mapping[str, Found], figures: Path) -> list[str]:
@@ -213,7 +251,7 @@ def beyond(found: Mapping[str, Found], figures: Path) -> list[str]:
         over_optimisation(arms, figures / "over_optimisation.png")
         blocks += [
             "Proxy and true score over the square root of KL to SFT: where the first goes on and the second turns, the "
-            "reward model is over-optimised.",
+            "reward model is over-optimised. The lower panels show the part near SFT.",
             f"![Over-optimisation]({figures.name}/over_optimisation.png)",
         ]
     return [*blocks, monitor_table(everything)]

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppomax.errors import UserError
-from ppomax.lab.plan import Run, flatten
+from ppomax.lab.plan import REFERENCE, Run, flatten
 from ppomax.layers import defaults
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import plain
-from ppomax.watch.history import WATCHED
+from ppomax.watch.history import WATCHED, number
 
 FORMAT = 2
 LINES = 45
@@ -116,7 +117,7 @@ def read_result(path: Path) -> Result:
     """UserError for a file that is none."""
     header: dict[str, Any] = {}
     rows: dict[str, list[dict[str, Any]]] = {"evaluation": [], "stream": [], "endpoint": []}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for row_number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line:
             continue
         try:
@@ -131,11 +132,30 @@ def read_result(path: Path) -> Result:
             else:
                 rows[kind].append(row)
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"{path}:{number}: not a line of a lab result; remove the file to run it again") from None
+            raise UserError(
+                f"{path}:{row_number}: not a line of a lab result; remove the file to run it again"
+            ) from None
     if not header or not rows["stream"] or not rows["endpoint"]:
         raise UserError(f"{path}: not a whole lab result; remove the file to run it again")
     stream = rows_of(rows["stream"][-1])
     return Result(path, header, rows["evaluation"], stream, thin(stream), rows["endpoint"][-1])
+
+
+def not_finite(result: Result) -> list[str]:
+    """Where a number is missing that was not finite: ``eval/kl (2 of 21 evaluations, the last among them)``.
+
+    In a stream null also stands for a metric that an iteration does not have, so the critic's own are not looked at.
+    """
+    told = []
+    policy = [row for row in result.stream if row["phase"] != "critic"]
+    for rows, what in ((result.evaluations, "evaluations"), (policy, "iterations")):
+        for name in dict.fromkeys(key for row in rows for key in row if key != "phase"):
+            holes = [name in row and number(row[name]) is None for row in rows]
+            if any(holes) and not (rows is policy and all(holes)):
+                last = ", the last among them" if holes[-1] else ""
+                told.append(f"{name} ({sum(holes)} of {len(rows)} {what}{last})")
+    flat = flatten(result.endpoint)
+    return told + [f"{name} (last evaluation)" for name, value in flat.items() if value is None]
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -166,6 +186,20 @@ def outdated(result: Result, run: Run) -> list[str]:
         # a setting that did not exist then, or does not now, is no difference while it is at its default
         if then.get(n, plain_values.get(n, missing)) != now.get(n, then.get(n))
     )
+
+
+def other_start(result: Result) -> str | None:
+    """The stage that the policy starts from and is compared with, where that is no SFT model (C8's is ``base``)."""
+    asked = REFERENCE.fullmatch(str(result.header.get("overrides", {}).get("ppo", {}).get("model", "${sft}")))
+    return asked[1] if asked and not asked[1].startswith("sft") else None
+
+
+def reward_facts(result: Result) -> dict[str, Any]:
+    """What the header says of the reward model (not of the second judge). KeyError where the start was given."""
+    for name, facts in result.header["start"].items():
+        if re.fullmatch(r"reward-[0-9a-f]{8}", name):
+            return dict(facts)
+    raise KeyError("accuracy")
 
 
 def cached(run: Run, results: Mapping[str, Result]) -> Result | None:

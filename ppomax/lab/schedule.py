@@ -83,9 +83,14 @@ def _short(value: Any) -> str:
 class Workshop:
     """Runs jobs; what fails is told in one line, and the others go on."""
 
-    def __init__(self, work: Path, slots: int, say: Callable[[str], None], *, cores: int | None = None) -> None:
-        self.work, self.slots, self.say = work, slots, say
-        self.threads = max(1, (cores or os.cpu_count() or 1) // slots)
+    def __init__(
+        self, work: Path, slots: int, say: Callable[[str], None], *, cores: int | None = None, spread: bool = False
+    ) -> None:
+        """``spread``: a start that nothing can run beside has all cores (how sums are rounded depends on their number,
+        so not for runs that count)."""
+        self.work, self.slots, self.say, self.spread = work, slots, say, spread
+        self.cores = cores or os.cpu_count() or 1
+        self.threads = max(1, self.cores // slots)
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
         self.failed: dict[str, str] = {}
         self.done: set[str] = set()
@@ -124,17 +129,23 @@ class Workshop:
                 left.append(job)
                 continue
             with _uninterrupted():  # a process that has begun must be known, or nobody would end it
-                self.running[job.name] = (job, self._process(job), time.monotonic())
+                alone = (
+                    self.spread
+                    and not self.running
+                    and all(job.name in other.needs for other in waiting if other is not job)
+                )
+                threads = self.cores if alone else self.threads
+                self.running[job.name] = (job, self._process(job, threads), time.monotonic())
             self.begun.append(job)
         return left
 
-    def _process(self, job: Job) -> subprocess.Popen[bytes]:
+    def _process(self, job: Job, threads: int) -> subprocess.Popen[bytes]:
         label = job.name.replace("/", "_")
         spec, log = self.work / "jobs" / f"{label}.json", self.work / "logs" / f"{label}.txt"
         for folder in (spec.parent, log.parent):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(spec, json.dumps(job.spec, indent=1, ensure_ascii=False) + "\n")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         with log.open("ab") as out:
             # a session of its own: Ctrl-C reaches this process alone, which then ends its children in order
             return subprocess.Popen(

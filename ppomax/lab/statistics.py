@@ -2,6 +2,9 @@
 
 Seeds are the independent units of every claim. Intervals of means are Student's t at 95% over seeds (paired by seed where
 two arms are compared: they share the start); with one seed there is none.
+
+A number that is null, nan or infinite is none: it is left out, and whoever leaves it out tells of it (`Estimate`,
+`results.not_finite`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,7 @@ from scipy.stats import t as student
 
 from ppomax.lab.results import Result
 from ppomax.report.figures import running_mean
+from ppomax.watch.history import number
 
 Floats = NDArray[np.float64]
 EDGE = 1e-9
@@ -34,30 +39,48 @@ class Estimate:
     low: float
     high: float
     n: int
+    """seeds with a finite number"""
+    of: int
+    """seeds that were asked"""
 
     def __str__(self) -> str:
+        told = "" if self.n == self.of else f" ({self.n} of {self.of} seeds finite)"
         if self.n < 2:
-            return f"{self.mean:.3g}"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+            return (f"{self.mean:.3g}" if self.n else "-") + told
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]{told}"
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean over seeds and its 95% t interval."""
-    x = np.asarray([v for v in values if math.isfinite(v)], dtype=np.float64)
+def known(value: Any) -> float:
+    """The number, or nan for what is null, infinite or no number."""
+    found = number(value)
+    return math.nan if found is None else found
+
+
+def estimate(values: Sequence[float | None]) -> Estimate:
+    """Mean over seeds and its 95% t interval; values that are not finite are left out, and the estimate says so."""
+    x = np.asarray([v for value in values if math.isfinite(v := known(value))], dtype=np.float64)
     if len(x) == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+        return Estimate(math.nan, math.nan, math.nan, 0, len(values))
     mean = float(x.mean())
     if len(x) == 1:
-        return Estimate(mean, math.nan, math.nan, 1)
+        return Estimate(mean, math.nan, math.nan, 1, len(values))
     half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-    return Estimate(mean, mean - half, mean + half, len(x))
+    return Estimate(mean, mean - half, mean + half, len(x), len(values))
+
+
+def course(result: Result, name: str) -> tuple[list[int], list[float]]:
+    """(policy updates, values) of an ``eval/...`` number, or of a training metric (policy phase only); empty where no row
+    has it. nan where a row has no finite number."""
+    rows = result.evaluations if name.startswith("eval/") else [m for m in result.metrics if m["phase"] != "critic"]
+    if not any(name in r for r in rows):
+        return [], []
+    return [int(r["update"]) for r in rows], [known(r.get(name)) for r in rows]
 
 
 def curve(result: Result, name: str) -> tuple[list[int], list[float]]:
-    """(policy updates, values) of an ``eval/...`` number, or of a training metric (policy phase only)."""
-    rows = result.evaluations if name.startswith("eval/") else [m for m in result.metrics if m["phase"] != "critic"]
-    kept = [(r["update"], r[name]) for r in rows if isinstance(r.get(name), int | float) and math.isfinite(r[name])]
-    return [int(u) for u, _ in kept], [float(v) for _, v in kept]
+    """`course` without what is not finite, for drawing and for what bears gaps."""
+    kept = [(u, v) for u, v in zip(*course(result, name), strict=True) if math.isfinite(v)]
+    return [u for u, _ in kept], [v for _, v in kept]
 
 
 def smooth(values: Sequence[float], window: int = SMOOTH) -> list[float]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import shutil
+import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 DIVERGED = "diverged.json"
 FACTS = {"reward": "evaluation.json", "world": "world.json"}
 """kind of stage -> the file whose numbers go into the header"""
+STRETCHES = 20
+"""points of a reward model's accuracy over its training"""
 
 
 @contextlib.contextmanager
@@ -148,7 +152,20 @@ def start_facts(job: Mapping[str, Any]) -> dict[str, Any]:
         else:
             overall = facts.get("held_out", {}).get("overall", {}).get("model", {})
             found[name] = {k: overall[k] for k in ("accuracy", "interval", "n") if k in overall}
+            found[name] |= accuracy_curve(_lines(Path(place) / "metrics.jsonl"))
     return found
+
+
+def accuracy_curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For the header: a reward model's accuracy on the pairs of each update, before it, as means of at most `STRETCHES`
+    successive parts; nothing where there is none."""
+    kept = [row for row in rows if row.get("train/accuracy") is not None]
+    if not kept:
+        return {}
+    step = math.ceil(len(kept) / STRETCHES)
+    parts = [kept[i : i + step] for i in range(0, len(kept), step)]
+    means = [round(statistics.fmean(row["train/accuracy"] for row in part), 4) for part in parts]
+    return {"curve": {"update": [part[-1]["update"] for part in parts], "accuracy": means}}
 
 
 def machine(device: str) -> dict[str, Any]:

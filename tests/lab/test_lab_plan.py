@@ -15,8 +15,10 @@ from lab_tools import CLAIMS, COMMON
 
 from ppomax.errors import UserError
 from ppomax.lab.claims import Claim, Common, choose, overlay, read_claims, read_common
-from ppomax.lab.plan import Mode, Planner, Run, placed, start_pipelines
-from ppomax.lab.verdicts import check_rule
+from ppomax.lab.plan import Mode, Planner, Run, placed, start_pipelines, world_code
+from ppomax.lab.report import gather, table
+from ppomax.lab.results import outdated, read_results
+from ppomax.lab.verdicts import check_rule, named_arms, only, verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -167,6 +169,48 @@ def test_the_claims_of_the_repository() -> None:
     shared = runs["C1"]["vanilla"][1]
     assert shared.config.preset == "vanilla"
     assert shared.config.kl.coef == 0
+
+
+def test_every_finished_run_of_the_repository_counts_and_the_page_says_so() -> None:
+    """A default that has changed, or a key, would leave results out without a word; a page may be older than they are."""
+    common = read_common(ROOT / "lab" / "common.yaml")
+    found = read_claims(ROOT / "lab", common)
+    results = read_results(ROOT / "lab" / "results")
+    every, used = Planner(common), set()
+    runs = every.runs(found, list(found), common.seeds)
+    asked = {run.key: run for arms in runs.values() for by_seed in arms.values() for run in by_seed.values()}
+    for key, result in results.items():
+        assert key in asked, f"{result.path}: no arm of the present settings has this key"
+        assert not outdated(result, asked[key]), f"{result.path}: {outdated(result, asked[key])} have changed since"
+        used.add(result.header["world"])
+    assert used == {world_code()}
+    gathered = gather(every, found, list(found), results)
+    verdicts = {name: verdict(claim, gathered[name]) for name, claim in found.items()}
+    page = (ROOT / "docs" / "results" / "claims.md").read_text(encoding="utf-8")
+    assert table(found, list(found), verdicts) in page, "`ppomax lab report` writes another table now"
+    assert f"Finished runs: {len(results)}." in page
+
+
+def test_a_look_at_all_claims_has_the_arms_of_their_rules() -> None:
+    common = read_common(ROOT / "lab" / "common.yaml")
+    for name, claim in read_claims(ROOT / "lab", common).items():
+        if claim.own_seeds:
+            continue
+        absent = [arm for arm in claim.arms if arm not in claim.fast.arms]
+        assert set(named_arms(only(claim.rule.thresholds, absent))) <= set(claim.fast.arms), name
+        assert claim.fast.iterations is None or not {"vanilla", "ppo_max"} & set(claim.fast.arms), (
+            "one length: run once"
+        )
+
+
+def test_settings_are_checked_once_and_every_change_again() -> None:
+    p = planner()
+    first, second = one(p), one(p)
+    assert first.config is second.config and first.key == second.key == BASE.key
+    assert one(p, {"ppo": {"kl": {"coef": 0.5}}}).key != BASE.key
+    with pytest.raises(UserError, match="draws"):
+        p.mode = Mode(endpoint={"draws": 0})
+        one(p)
 
 
 def test_dashes_and_unknown_names(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lab_tools import CLAIMS, COMMON
 
 from ppomax.lab.claims import Claim, Common
 from ppomax.lab.plan import Planner, Run
-from ppomax.lab.report import fall, learnt_from, turns, write_report
+from ppomax.lab.report import endpoints, fall, learnt_from, turns, write_report
 from ppomax.lab.results import write_result
 
 CLAIM_MODELS = {name: Claim.model_validate(raw) for name, raw in CLAIMS.items()}
@@ -30,8 +30,15 @@ TURNING = {
 }  # fmt: skip
 
 
-def put(folder: Path, run: Run, curve: list[float], reward: list[float], **changes: Any) -> None:
-    result = made(run.seed, curve, reward=reward, metrics=TURNING)
+def put(
+    folder: Path, run: Run, curve: list[float], reward: list[float], *, holes: dict[str, list[int]] | None = None,
+    endpoint: dict[str, Any] | None = None, **changes: Any,
+) -> None:  # fmt: skip
+    """``holes``: number of the live judge -> evaluations in which it is null."""
+    result = made(run.seed, curve, reward=reward, metrics=TURNING, endpoint=endpoint)
+    for name, places in (holes or {}).items():
+        for i in places:
+            result.evaluations[i][name] = None
     header = {**result.header, "key": run.key, "arm": run.arm, "claims": run.claims, "identity": run.identity()}
     write_result(
         folder / f"{run.name}.jsonl", {**header, **changes}, result.evaluations, result.stream, result.endpoint
@@ -94,6 +101,46 @@ def test_monitors() -> None:
 def test_the_monitor_table(page: Path) -> None:
     row = next(line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| vanilla | 2 of 2"))
     assert row == "| vanilla | 2 of 2 | 20 | - | -60 (n = 2) | - | -80 (n = 2) | KL 2 |"
+
+
+def test_numbers_that_are_not_finite_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planner = Planner(Common.model_validate(COMMON))
+    runs = planner.runs(CLAIM_MODELS, ["C1"])["C1"]
+    for seed in (1, 2):
+        null = {"second_judge": {"agree": None, "win_rate": 0.5}} if seed == 2 else {}
+        holes = {"eval/kl": [1, 5], "eval/reward_sampled_std": [2]} if seed == 1 else {"eval/win_rate": [5]}
+        put(tmp_path / "results", runs["vanilla"][seed], FALLS, GAIN, holes=holes, endpoint=null)
+        greedy = {"both_greedy": {**made(1, UP).endpoint["both_greedy"], "win_rate": None}} if seed == 1 else {}
+        put(tmp_path / "results", runs["ppo_max"][seed], UP, GAIN, endpoint=greedy)
+    write_report(planner, CLAIM_MODELS, ["C1"], tmp_path / "results", tmp_path / "claims.md")
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "**inconclusive**: 1 of 2 seeds; so far reproduced" in text
+    assert "seed 2 is left out: no finite eval/win_rate of vanilla." in text
+    missing = "vanilla, seed 1: no finite number, so left out of means and curves: "
+    assert (
+        f"{missing}eval/reward_sampled_std (1 of 6 evaluations), eval/kl (2 of 6 evaluations, the last among them)."
+        in text
+    )
+    assert "second_judge.agree (last evaluation)." in text
+    assert "| ppo_max | 1, 2 | 0.7 [0.7, 0.7] |" in text and "| 0.7 (1 of 2 seeds finite) |" in text
+    assert "report 2/2  figure beyond the paper" in capsys.readouterr().err, "its progress"
+
+
+def test_the_bound_of_the_search_and_an_own_start_are_flagged() -> None:
+    cold = {"policy": 0.01, "sft": 0.2, "matched_temperature": 0.05, "matched": 0.02}
+    own = {"base": "v", "ppo": {"model": "${base}", "reference": "${base}"}}
+    arms = {
+        "vanilla": {1: made(1, UP), 2: made(2, UP, endpoint={"entropy": cold})},
+        "pretrained": {1: made(1, UP, header={"overrides": own})},
+    }
+    text = endpoints(arms)
+    assert "| 0.375 (1 of 2 at the search's bound) |" in text  # .7 and .05
+    assert "sought between 0.05 and 3" in text
+    assert (
+        "| pretrained, against its own start (`base`) | 1 |" in text and "Against its own start: for this arm" in text
+    )
+    plain = endpoints({"vanilla": {1: made(1, UP)}})
+    assert "bound" not in plain and "own start" not in plain
 
 
 def test_nothing_has_run(tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from ppomax.errors import UserError
-from ppomax.lab.results import LINES, cached, outdated, read_result, read_results, thin, write_result
+from ppomax.lab.results import (
+    LINES,
+    cached,
+    not_finite,
+    other_start,
+    outdated,
+    read_result,
+    read_results,
+    thin,
+    write_result,
+)
 
 ROW = {"phase": "policy", "reward/mean": 1.0, "loss/value": 2.0, "time/total": 3.0}
 
@@ -74,6 +84,32 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     path.write_text('{"kind": "header", "format": 1}\n{"kind": "metrics", "update": 4}\n', encoding="utf-8")
     with pytest.raises(UserError, match="format 1 is not the 2"):  # its lines are of other kinds
         read_result(path)
+
+
+def test_what_is_not_finite_is_found(tmp_path: Path) -> None:
+    result = read_result(write(tmp_path / "a.jsonl"))
+    # eval/kl is null in the one evaluation; kl/ref in all of the policy's iterations: it may have none; loss/policy in the
+    # critic's alone, which has none
+    assert not_finite(result) == ["eval/kl (1 of 1 evaluations, the last among them)"]
+    result.evaluations.append({"iteration": 1, "update": 4, "eval/win_rate": None, "eval/kl": 1.0})
+    result.stream.append({"iteration": 2, "update": 8, "phase": "policy", "loss/value": None, "kl/ref": 1.0})
+    result.endpoint["second_judge"] = {"agree": None, "decided": 0}
+    assert not_finite(result) == [
+        "eval/win_rate (1 of 2 evaluations, the last among them)",
+        "eval/kl (1 of 2 evaluations)",
+        "kl/ref (1 of 2 iterations)",
+        "loss/value (1 of 2 iterations, the last among them)",
+        "second_judge.agree (last evaluation)",
+    ]
+
+
+def test_arms_that_start_from_no_sft_model(tmp_path: Path) -> None:
+    def start(**ppo: str) -> str | None:
+        return other_start(read_result(write(tmp_path / "a.jsonl", overrides={"base": "x", "ppo": ppo})))
+
+    assert start() is None and start(model="${sft@next}") is None and start(model="${sft_other}") is None
+    assert start(model="${base}") == "base"
+    assert start(model="some/folder") is None
 
 
 def test_two_of_one_key_are_refused(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from ppomax.lab.plan import Planner, Run
 from ppomax.lab.report import endpoints
 from ppomax.lab.results import Result, cached, read_results
 from ppomax.lab.schedule import Job, Workshop, jobs_for, last_line
+from ppomax.lab.work import accuracy_curve, make_run, make_start, only_one
 from ppomax.lab.work import main as work_main
-from ppomax.lab.work import make_run, make_start, only_one
 from ppomax.train.ppo_update import Updater
 from ppomax.train.run import RunDirectory
 
@@ -73,11 +73,21 @@ def test_the_result_says_everything(folder: Path, result: Result) -> None:
     assert head["identity"]["model"].startswith("${sft-"), "no place of this machine"
     assert str(folder) not in result.path.read_text(encoding="utf-8")
     accuracy = [v["accuracy"] for k, v in head["start"].items() if k.startswith("reward-")]
+    [curve] = [v["curve"] for k, v in head["start"].items() if k.startswith("reward-")]
+    assert len(curve["update"]) == len(curve["accuracy"]) > 0 and all(0 <= a <= 1 for a in curve["accuracy"])
     assert len(accuracy) == 1
     assert 0 <= accuracy[0] <= 1
     assert [r["update"] for r in result.evaluations] == [0, 1, 2]
     assert [m["update"] for m in result.metrics] == [1, 2]
     assert result.path.stat().st_size < 60_000
+
+
+def test_accuracy_over_the_training_of_a_reward_model() -> None:
+    rows = [{"update": i, "train/accuracy": float(i % 2)} for i in range(1, 42)] + [{"update": 42}]
+    curve = accuracy_curve(rows)["curve"]  # 41 values by threes: 14 points
+    assert curve["update"] == [*range(3, 41, 3), 41]
+    assert curve["accuracy"][:2] == [0.6667, 0.3333] and curve["accuracy"][-1] == 0.5
+    assert accuracy_curve([{"update": 1}]) == {}
 
 
 def test_the_last_evaluation(result: Result) -> None:
@@ -190,7 +200,8 @@ def test_a_mistake_in_a_job_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 class Shell(Workshop):
     """Jobs are shell commands."""
 
-    def _process(self, job: Job) -> subprocess.Popen[bytes]:
+    def _process(self, job: Job, threads: int) -> subprocess.Popen[bytes]:
+        self.given = {**getattr(self, "given", {}), job.name: threads}
         log = self.work / "logs" / f"{job.name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
@@ -238,6 +249,22 @@ def test_order_slots_and_locks(tmp_path: Path) -> None:
     (tmp_path / "trace").unlink()
     alone.run([job("a"), job("b")])
     assert (tmp_path / "trace").read_text(encoding="utf-8").split() == ["a+", "a-", "b+", "b-"]
+
+
+def test_a_lone_start_has_all_cores_where_asked(tmp_path: Path) -> None:
+    def threads(jobs: list[Job], **options: Any) -> dict[str, int]:
+        workshop = Shell(tmp_path / "lone", 2, str, cores=4, **options)
+        workshop.run(jobs)
+        return workshop.given
+
+    alone = [
+        Job("start", {"sh": "true"}),
+        Job("a", {"sh": "true"}, needs={"start"}),
+        Job("b", {"sh": "true"}, needs={"start"}),
+    ]
+    assert threads(alone, spread=True) == {"start": 4, "a": 2, "b": 2}
+    assert threads(alone) == {"start": 2, "a": 2, "b": 2}, "runs that count are all made alike"
+    assert threads([*alone, Job("other", {"sh": "true"})], spread=True)["start"] == 2, "another can run beside it"
 
 
 def test_last_line_of_an_empty_log(tmp_path: Path) -> None:

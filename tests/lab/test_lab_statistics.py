@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lab_results import made
 
-from ppomax.lab.statistics import curve, end, estimate, onset, peak, smooth, turn
+from ppomax.lab.statistics import course, curve, end, estimate, onset, peak, smooth, turn
 
 
 def test_interval_of_a_mean() -> None:
@@ -28,7 +28,15 @@ def test_one_value_has_no_interval() -> None:
     assert (e.mean, e.n, str(e)) == (0.25, 1, "0.25")
     assert math.isnan(e.low)
     assert math.isnan(estimate([]).mean)
-    assert estimate([1.0, math.nan, 3.0]).n == 2
+    assert estimate([]).n == 0
+
+
+def test_what_is_not_finite_is_left_out_and_told() -> None:
+    e = estimate([1.0, None, 3.0, math.inf])
+    assert (e.mean, e.n, e.of) == (2.0, 2, 4)
+    assert str(e) == "2 [-10.7, 14.7] (2 of 4 seeds finite)"  # std sqrt(2), t(.975, 1) = 12.706, half = 12.706
+    assert str(estimate([0.25, math.nan])) == "0.25 (1 of 2 seeds finite)"
+    assert str(estimate([None])) == "- (0 of 1 seeds finite)"
 
 
 def test_smooth_keeps_the_start() -> None:
@@ -67,6 +75,11 @@ def test_curves_leave_out_the_critic_and_what_is_not_finite() -> None:
     result.evaluations[0]["eval/kl"] = None
     assert curve(result, "loss/value") == ([10, 20], [1.0, 2.0])
     assert curve(result, "eval/kl") == ([10], [1.0])
+    updates, values = course(result, "eval/kl")
+    assert updates == [0, 10] and math.isnan(values[0]) and values[1] == 1.0, (
+        "a course keeps the place of what is missing"
+    )
+    assert course(result, "eval/none") == ([], [])
 
 
 def test_a_drop_of_just_so_much_counts() -> None:

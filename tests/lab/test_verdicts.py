@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from lab_results import made, part, seeds
 
 from ppomax.errors import UserError
-from ppomax.lab.claims import Arm, Claim, Rule
-from ppomax.lab.verdicts import NOT, OPEN, REPRODUCED, RULES, UNRUN, Verdict, check_rule, named_arms, verdict
+from ppomax.lab.claims import Arm, Claim, FastArms, Rule
+from ppomax.lab.verdicts import NOT, OPEN, REPRODUCED, RULES, UNRUN, Verdict, check_rule, named_arms, only, verdict
 
 UP = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7]
 FALLS = [0.5, 0.6, 0.7, 0.4, 0.3, 0.2]
@@ -299,16 +299,29 @@ def test_beats(rate: float, harmful: float, agree: float, outcome: str) -> None:
         "same_temperature": {**part(rate), "by_category": categories}, "second_judge": {"agree": agree, "win_rate": 0.6},
     }  # fmt: skip
     thresholds = {"arm": "m", "by": "harmful", "than": "helpful", "agree": 0.65, "disagree": 0.55, "beside": ["z"]}
-    outcome_found, out = apply("beats", thresholds, m=seeds(5, UP, endpoint=endpoint))
+    z = seeds(2, UP, last=0.1, endpoint={"second_judge": {"agree": 0.25, "win_rate": 0.9}})
+    outcome_found, out = apply("beats", thresholds, m=seeds(5, UP, endpoint=endpoint), z=z)
     assert outcome_found == outcome
+    assert ("z: second judge agrees where the truth is decided", "0.25 [0.25, 0.25]") in out.numbers
+    assert ("z: win rate by the second judge", "0.9 [0.9, 0.9]") in out.numbers
     assert ("m: helpful, win/tie/lose, %", "60/0/40") in out.numbers
 
 
 @pytest.mark.parametrize(("policy", "outcome"), [(0.65, REPRODUCED), (0.7, NOT), (0.68, OPEN)])
 def test_loses_less(policy: float, outcome: str) -> None:
-    endpoint = {"opponent": {"policy": {"lose": policy}, "sft": {"lose": 0.7}}}
+    def against(lose: float) -> dict[str, Any]:
+        return {
+            "lose": lose,
+            "by_category": {"helpful": {"lose": lose}, "harmful": {"lose": 0.1}, "unanswerable": {"lose": 0}},
+        }
+
+    endpoint = {"opponent": {"policy": against(policy), "sft": against(0.7)}}
     thresholds = {"arm": "m", "less": 0.03, "beside": []}
-    assert apply("loses_less", thresholds, m=seeds(5, UP, endpoint=endpoint))[0] == outcome
+    found, out = apply("loses_less", thresholds, m=seeds(5, UP, endpoint=endpoint))
+    assert found == outcome
+    numbers = {what: value.split(" ")[0] for what, value in out.numbers}
+    assert float(numbers["m: SFT less policy, helpful prompts"]) == pytest.approx(0.7 - policy, abs=1e-9)
+    assert numbers["m: SFT less policy, harmful prompts"] == "0"
 
 
 @pytest.mark.parametrize(
@@ -317,6 +330,73 @@ def test_loses_less(policy: float, outcome: str) -> None:
 def test_serves(one: float, two: float, outcome: str) -> None:
     arms = {"m": seeds(3, UP), "a": seeds(3, UP, last=one), "b": seeds(3, UP, last=two)}
     assert apply("serves", {"own": "m", "others": ["a", "b"], "alive": 0.55}, **arms)[0] == outcome
+
+
+def test_differences_of_shares_are_told_in_points() -> None:
+    def why(rule: str, thresholds: dict[str, Any], **arms: dict[int, Any]) -> str:
+        return RULES[rule](arms, thresholds, Verdict())[1]
+
+    def last(rate: float, **endpoint: Any) -> dict[int, Any]:
+        return seeds(2, [0.5, *[rate] * 5], last=rate, endpoint=endpoint)
+
+    exam = {"exam": {"policy": {"all": 0.5}, "sft": {"all": 0.6}}, "second_judge": {"agree": 0.7, "win_rate": 0.6}}
+    loses = {"lose": 0.5, "by_category": {c: {"lose": 0.5} for c in ("helpful", "harmful", "unanswerable")}}
+    opponent = {"policy": loses, "sft": {**loses, "lose": 0.64}}
+    assert why(
+        "tax", {"without": "m", "mixed": "x", "tax": 0.01, "back": 0.5}, m=last(0.6, **exam), x=last(0.6, **exam)
+    ) == ("PPO lost 10.0 points of the exam, ptx won back 0.0 points")
+    assert why("loses_less", {"arm": "m", "less": 0.03}, m=last(0.6, opponent=opponent)) == (
+        "loses 14.0 points less often than SFT (50.0% against 64.0%)"
+    )
+    assert why("mild", MILD, v=last(0.7), a=last(0.66), k=last(0.55), e=last(0.6)) == (
+        "best -4.0 points against v; with the KL penalty it ends at 55.0%"
+    )
+    limits = {"arm": "m", "by": "harmful", "than": "helpful", "agree": 0.65, "disagree": 0.55}
+    assert "are 0.0 points more on harmful than on helpful prompts" in why("beats", limits, m=last(0.6, **exam))
+
+
+# ------------------------------------------------------------------------------ what is not finite
+
+
+def broken(arm: dict[int, Any], seed: int, name: str, place: int = -1) -> dict[int, Any]:
+    """The number is null in one evaluation of one seed."""
+    arm[seed].evaluations[place][name] = None
+    return arm
+
+
+def test_a_seed_whose_deciding_number_is_not_finite_does_not_count() -> None:
+    arms = {"v": broken(seeds(5, FALLS, reward=GAIN), 2, "eval/win_rate"), "m": seeds(5, UP)}
+    found = verdict(claim(), arms)
+    assert (found.outcome, found.seeds) == (OPEN, [1, 3, 4, 5]), "an earlier evaluation is not taken for the end"
+    assert found.why.startswith("4 of 5 seeds; so far reproduced: 4 of 4 seeds of v collapse")
+    assert found.why.endswith("seed 2 is left out: no finite eval/win_rate of v")
+    one = {"v": broken({1: made(1, FALLS, reward=GAIN)}, 1, "eval/reward"), "m": seeds(1, UP)}
+    found = verdict(claim(), one)
+    assert (found.outcome, found.seeds) == (OPEN, [])
+    assert found.why == "0 of 5 seeds; seed 1 is left out: no finite eval/reward of v"
+
+
+def test_the_last_evaluation_may_hold_null() -> None:
+    arms = {"v": seeds(5, FALLS, reward=GAIN), "m": seeds(5, UP)}
+    arms["m"][4].endpoint["same_temperature"]["win_rate"] = None
+    found = verdict(claim(), arms)
+    assert found.seeds == [1, 2, 3, 5]
+    assert found.why.endswith("seed 4 is left out: no finite same_temperature/win_rate in the last evaluation of m")
+
+
+def test_what_is_only_reported_does_not_cost_a_seed() -> None:
+    arms = {
+        "v": seeds(5, FALLS, reward=GAIN),
+        "m": seeds(5, UP),
+        "u": broken(seeds(5, FALLS, reward=GAIN), 1, "eval/win_rate"),
+    }
+    arms["m"][4].endpoint["both_greedy"]["win_rate"] = float("nan")
+    found = verdict(claim(), arms)
+    assert (found.outcome, found.seeds) == (REPRODUCED, [1, 2, 3, 4, 5])
+    values = dict(found.numbers)
+    assert values["u: seeds that collapse"] == "4 of 4, 1 not finite"
+    assert values["u: win rate at the end"].endswith("(4 of 5 seeds finite)")
+    assert values["m: the same, both greedy"].endswith("(4 of 5 seeds finite)")
 
 
 # --------------------------------------------------------------------------------------- around a rule
@@ -345,6 +425,20 @@ def test_no_run_and_no_common_seed() -> None:
 def test_fast_verdicts_say_so() -> None:
     found = verdict(claim(), {"v": seeds(1, FALLS, reward=GAIN), "m": seeds(1, UP)}, apart="fast")
     assert found.outcome == "fast: 1 seed: reproduced"
+
+
+def test_fast_verdicts_take_the_arms_that_are_run() -> None:
+    assert only({"chains": [["v", "a", "b"], ["v", "c"]], "drop": 0.1, "arm": "v"}, ["a", "c"]) == {
+        "chains": [["v", "b"], ["v"]], "drop": 0.1, "arm": "v",
+    }  # fmt: skip
+    arms = {name: Arm(base="vanilla") for name in "vab"}
+    chain = Claim(
+        claim="c", figure="6", arms=arms, rule=Rule(words="w", function="delay", thresholds=CHAINS),
+        fast=FastArms(arms=["v", "b"]),
+    )  # fmt: skip
+    runs = {"v": seeds(1, FALLS), "b": seeds(1, UP)}
+    assert verdict(chain, runs, apart="fast").outcome == "fast: 1 seed: reproduced"
+    assert verdict(chain, runs).why.endswith("no run yet of a"), "a verdict that counts needs all"
 
 
 def test_a_missing_threshold_is_named() -> None:
