@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from ppomax.config import Section
 from ppomax.data.records import Message
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml
+from ppomax.train.progress import ProgressLine
 from ppomax.world.annotators import Annotators, AnnotatorsConfig
+from ppomax.world.judge import Judge
 from ppomax.world.prompts import Task
 from ppomax.world.world import MIXES, VERSION, World, fingerprint
 
@@ -55,11 +58,12 @@ def write_world(config: WorldConfig) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{config.output_dir} already exists and is not empty: choose another folder for the world")
     world = World(config.language, config.seed, config.size)
-    people = Annotators(world.truth, config.annotators)
     samples = [row for path in config.answers for row in read_samples(Path(path).expanduser(), world)]
     demonstrations = world.demonstrations(config.dialogues)
     heldout = world.demonstrations(max(1, config.dialogues // 20), "heldout")
-    pairs = world.pairs(config.pairs, people, mix=MIXES[config.mix], samples=samples)
+    with ProgressLine("world, pairs", config.pairs) as bar:
+        people = _Watched(world.truth, config.annotators, bar)
+        pairs = world.pairs(config.pairs, people, mix=MIXES[config.mix], samples=samples)
     texts = world.text(config.texts)
     known = set(texts)
     drawn = dict.fromkeys(world.text(max(1, config.texts // 10), "heldout"))
@@ -105,6 +109,18 @@ def write_world(config: WorldConfig) -> dict[str, Any]:
         out.rmdir()
     part.replace(out)
     return facts
+
+
+class _Watched(Annotators):
+    """Annotators whose work is shown: judging the pairs is most of what a world takes."""
+
+    def __init__(self, judge: Judge, config: AnnotatorsConfig, bar: ProgressLine) -> None:
+        super().__init__(judge, config)
+        self.bar = bar
+
+    def prefer(self, task: Task, a: str, b: str, rng: random.Random) -> bool:
+        self.bar.step()
+        return super().prefer(task, a, b, rng)
 
 
 def quality(world: World, demonstrations: Sequence[Any]) -> dict[str, float]:

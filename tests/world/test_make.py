@@ -55,6 +55,11 @@ def test_world_json_says_where_it_comes_from(made: Path) -> None:
     assert set(said["demonstrations"]) == {"helpful", "harmful", "unanswerable"}
 
 
+def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["world", str(tmp_path / "w"), *FEW]) == 0
+    assert "world, pairs 60/60" in capsys.readouterr().err
+
+
 def test_twice_the_same_files(made: Path, tmp_path: Path) -> None:
     assert main(["world", str(tmp_path / "again"), "--language", made.name, "--seed", "3", *FEW]) == 0
     for file in made.glob("*.json*"):  # config.yaml names the folder
