@@ -31,9 +31,11 @@ LINES = 45
 """points of a training curve at most: means over successive iterations"""
 KEPT = (
     *WATCHED, "kl/ref_k3", "policy/perplexity_moss", "policy/clip_fraction", "loss/policy", "loss/ptx",
-    "response/length_std", "reward/shaped_mean", "kl/coef",
+    "response/length_std", "reward/shaped_mean", "kl/coef", "advantage/mean", "advantage/std",
 )  # fmt: skip
 """of metrics.jsonl"""
+LEFT_OUT = ("rewards",)
+"""of evaluations.jsonl: a number a prompt, of which the quantiles stay"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def write_result(
 ) -> None:  # fmt: skip
     """Write the file, whole or not at all; settings in the header keep all their digits."""
     lines: list[dict[str, Any]] = [{"kind": "header", "format": FORMAT, **plain(header)}]
-    lines += [{"kind": "evaluation", **rounded(row)} for row in evaluations]
+    lines += [
+        {"kind": "evaluation", **rounded({k: v for k, v in row.items() if k not in LEFT_OUT})} for row in evaluations
+    ]
     lines.append({"kind": "stream", **rounded(columns(stream), digits=4)})
     lines.append({"kind": "endpoint", **rounded(endpoint)})
     path.parent.mkdir(parents=True, exist_ok=True)

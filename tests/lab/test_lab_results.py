@@ -25,7 +25,9 @@ ROW = {"phase": "policy", "reward/mean": 1.0, "loss/value": 2.0, "time/total": 3
 
 
 def write(path: Path, key: str = "abc", **header: Any) -> Path:
-    evaluations = [{"iteration": 0, "update": 0, "eval/win_rate": 1 / 3, "eval/kl": float("nan")}]
+    evaluations = [
+        {"iteration": 0, "update": 0, "eval/win_rate": 1 / 3, "eval/kl": float("nan"), "rewards": [0.5] * 400}
+    ]
     stream = [
         {"iteration": 0, "update": 0, "phase": "critic", "loss/value": 1 / 3, "time/total": 2.0},
         {
@@ -35,6 +37,7 @@ def write(path: Path, key: str = "abc", **header: Any) -> Path:
             "loss/value": 0.25,
             "loss/policy": 2 / 3,
             "kl/ref": float("nan"),
+            "advantage/std": 1.5,
         },
     ]
     write_result(path, {"key": key, "seed": 1, "identity": {}, **header}, evaluations, stream, {"prompts": 8})
@@ -46,9 +49,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (result.key, result.seed, result.endpoint) == ("abc", 1, {"prompts": 8})
     assert result.evaluations[0]["eval/win_rate"] == 0.33333
     assert result.evaluations[0]["eval/kl"] is None
+    assert "rewards" not in result.evaluations[0], "a number a prompt would make the committed files large"
     assert result.stream == [  # every iteration, four digits; what is no number is null; no clock
-        {"iteration": 0, "update": 0, "phase": "critic", "loss/value": 0.3333, "loss/policy": None, "kl/ref": None},
-        {"iteration": 1, "update": 4, "phase": "policy", "loss/value": 0.25, "loss/policy": 0.6667, "kl/ref": None},
+        {
+            "iteration": 0,
+            "update": 0,
+            "phase": "critic",
+            "loss/value": 0.3333,
+            "loss/policy": None,
+            "kl/ref": None,
+            "advantage/std": None,
+        },
+        {
+            "iteration": 1,
+            "update": 4,
+            "phase": "policy",
+            "loss/value": 0.25,
+            "loss/policy": 0.6667,
+            "kl/ref": None,
+            "advantage/std": 1.5,
+        },
     ]
     assert [(m["phase"], m["iterations"], m["loss/value"]) for m in result.metrics] == [
         ("critic", 1, 0.3333),
