@@ -102,6 +102,80 @@ def test_exponents_by_hand() -> None:
     assert scaling.exponent([(1, 1.0), (2, 2.0), (4, 8.0)]) == pytest.approx([1.0, 2.0])
 
 
+def test_bends_in_words() -> None:
+    assert scaling.bend([(1, 1.0)]) == "one point only"
+    assert scaling.bend([(1, 1.0), (4, 2.0)]) == "no bend, exponent 0.50"
+    assert scaling.bend([(1, 1.0), (2, 2.0), (4, 4.0 * 2**0.2)]) == "no bend, exponent 1.00 to 1.20"
+    points = [(1, 1.0), (2, 2.0), (4, 8.0), (8, 16.0)]  # exponents 1, 2, 1
+    assert scaling.bend(points) == "bends at 2 upwards, from 1.00 to 2.00 and at 4 downwards, from 2.00 to 1.00"
+
+
+def test_the_middle_comes_first_and_the_ends_last() -> None:
+    order = scaling.middle_first(scaling.cases())
+    assert sorted(map(repr, order)) == sorted(map(repr, scaling.cases()))
+    assert len({repr(scaling.work(c)) for c in order[:4]}) == 1  # one point, in four series
+    assert [(c.series, c.value) for c in order[4:6]] == [
+        ("parameters", fixtures.parameters(fixtures.SHAPES["1m"])), ("batch", 16),
+    ]  # fmt: skip
+    assert {(c.series, c.value) for c in order[-2:]} == {("response", 1024), ("vocabulary", 131072)}
+
+
+def test_expected_seconds_by_hand() -> None:
+    by_value = {c.value: c for c in scaling.cases() if c.series == "batch"}
+    records = [point("a", "batch", 32, 2.0)]
+    assert scaling.expected([], by_value[64], "a") is None
+    assert scaling.expected(records, by_value[64], "b") is None
+    assert scaling.expected(records, by_value[128], "a") == pytest.approx(8.0)
+    assert scaling.expected(records, by_value[16], "a") == 2.0
+    records.append(point("a", "batch", 64, 8.0))  # exponent 2
+    assert scaling.expected(records, by_value[128], "a") == pytest.approx(8.0 * 2**2.25)
+
+
+def run_scaling(monkeypatch: pytest.MonkeyPatch, out: Path, *words: str) -> list[tuple[str, float, list[str]]]:
+    """Points that a run would have measured; each takes 1000 s of a clock of its own, and 1 s an iteration."""
+    done: list[tuple[str, float, list[str]]] = []
+    now = [0.0]
+
+    def measured(case: scaling.Case, names: list[str], options: Any) -> None:
+        done.append((case.series, case.value, list(names)))
+        now[0] += 1000
+        for name in names:
+            scaling.append_line(out, point(name, case.series, case.value, 1.0))
+
+    monkeypatch.setattr(scaling, "measure", measured)
+    monkeypatch.setattr(scaling.time, "monotonic", lambda: now[0])
+    scaling.main(["run", "--contenders", "ours_bf16", "--out", str(out), *words])
+    return done
+
+
+def test_the_common_middle_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run_scaling(monkeypatch, tmp_path / "out.jsonl")
+    assert len(done) == len(scaling.cases()) - 3
+    assert done[0][0] == "parameters" and not {("response", 64), ("batch", 32)} & {d[:2] for d in done}
+    found = scaling.read(tmp_path / "out.jsonl")
+    assert {(r["case"]["series"], r["case"]["value"]) for r in found} == {(c.series, c.value) for c in scaling.cases()}
+
+
+def test_what_a_budget_leaves_out_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.jsonl"
+    done = run_scaling(monkeypatch, out, "--series", "batch", "--budget", "2025")
+    assert [d[1] for d in done] == [32, 16]  # 25 s are left for what needs 28
+    text = scaling.bends(scaling.read(out))
+    assert "- ours_bf16 at 64: not measured, about 28 s needed, 25 s left of 2025" in text
+    again = run_scaling(monkeypatch, out, "--series", "batch")
+    assert [d[1] for d in again] == [64, 128, 256]
+    assert "not measured" not in scaling.bends(scaling.read(out))
+
+
+def test_processor_time_can_be_drawn() -> None:
+    line = point("a", "batch", 16, 1.0, iterations=5)
+    line["cpu_seconds"] = dict.fromkeys(line["seconds"], 7.0)
+    text = scaling.bends([line], "cpu_seconds")
+    assert "processor seconds, medians of 5 rounds" in text
+    assert "| a | 16 | 7.00 | 7.00 | 7.00 | 7.00 | 1000 |" in text
+    assert "| a | 16 | 1.00 |" in scaling.bends([line])
+
+
 def test_series_cover_what_they_should() -> None:
     cases = scaling.cases()
     values = {s: [c.value for c in cases if c.series == s] for s in scaling.AXES}
@@ -124,8 +198,8 @@ def test_the_page_is_drawn_and_its_text_kept(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("# Title\n\nBefore.\n") and text.endswith("\n\nAfter.\n")
     assert "old" not in text
-    assert "ours_bf16: exponents between neighbours, seconds 1.00, 1.00; memory 1.00, 1.00" in text
-    assert "trl_float32 stopped at 128: it ended early" in text
+    assert "ours_bf16: time no bend, exponent 1.00 to 1.00; memory no bend, exponent 1.00 to 1.00" in text
+    assert "trl_float32 at 128: too much, it ended early" in text
     assert page.with_suffix(".png").stat().st_size > 5000
 
 
