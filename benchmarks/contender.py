@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,17 @@ def resident_mib() -> float:
 def peak_mib() -> float:
     """Highest resident memory of the process so far, by the kernel's own mark, which may lag a little."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what decides the speed, as far as it is installed in this environment."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "ppomax", "trl"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 class Turns:
@@ -46,7 +59,7 @@ class Turns:
 
     def ready(self, **settings: Any) -> None:
         """Libraries are loaded; everything from here to the first `finish` is start-up."""
-        self._say(ready=settings, resident_mib=resident_mib())
+        self._say(ready=settings, versions=versions(), resident_mib=resident_mib())
         self._wait()
 
     def phase(self, name: str) -> None:

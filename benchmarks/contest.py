@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -83,7 +84,7 @@ def run_in_turns(
     """``warmup`` + ``iterations`` rounds in which each contender runs once, in turning order; returns all records.
 
     A record has contender, round, warmup (bool), seconds and cpu_seconds (by phase, and total), units (of work: tokens,
-    pairs), peak_mib; ``keep`` is told each as it comes. The first round is start-up (loading, compiling), so at least
+    pairs), peak_mib, versions; ``keep`` is told each as it comes. The first round is start-up (loading, compiling), so at least
     one is always warm-up.
     """
     records: list[dict[str, Any]] = []
@@ -98,6 +99,7 @@ def run_in_turns(
                     "round": number,
                     "warmup": number < max(1, warmup),
                     "time": time.time(),
+                    "versions": contender.facts.get("versions"),
                 }
                 records.append(record)
                 keep(record)
@@ -125,7 +127,7 @@ def summarise(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "units": statistics.mean(r["units"] for r in rows),
             "units_per_s": statistics.median(r["units"] / r["seconds"]["total"] for r in rows),
             "peak_mib": max(r.get("device_peak_mib") or r["peak_mib"] for r in rows), "samples": rows[-1].get("samples"),
-            "updates": rows[-1].get("updates"),
+            "updates": rows[-1].get("updates"), "versions": rows[-1].get("versions"),
         }  # fmt: skip
     return summary
 
@@ -181,6 +183,13 @@ def machine(threads: int) -> dict[str, Any]:
         "processor": names[0] if names else platform.machine(), "cores": os.cpu_count(), "threads": threads,
         "load": os.getloadavg()[0],
     }  # fmt: skip
+
+
+def about(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What every line of JSON says, so that it can be read by itself: which benchmark, machine and settings."""
+    mine = {"out", "page", "trl", "quick", "action"}  # places, and words for other settings
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k not in mine}
+    return {"benchmark": benchmark, "machine": machine(options.threads), "settings": settings}
 
 
 def say(text: str) -> None:

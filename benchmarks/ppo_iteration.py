@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from contest import Contender, append_line, machine, ratio, run_in_turns, say, summarise, table
+from contest import Contender, about, append_line, machine, ratio, run_in_turns, say, summarise, table
 from fixtures import SHAPES, Start, make_start, parameters
 
 PHASES = ("sample", "score", "update")
@@ -137,10 +137,11 @@ def compare(size: str, lengths: str, options: argparse.Namespace, out: Path) -> 
         contenders = [
             make_contender(name, start, folder, options.trl, overrides, **settings) for name in options.contenders
         ]
+        origin = about("ppo_iteration", options)
         case = {"size": size, "lengths": lengths, "parameters": start.parameters, "mean_length": mean}
         records = run_in_turns(
             contenders, warmup=options.warmup, iterations=options.iterations, threads=options.threads, folder=folder,
-            keep=lambda record: append_line(out, {"kind": "iteration", **case, **record}),
+            keep=lambda record: append_line(out, {"kind": "iteration", **origin, **case, **record}),
         )  # fmt: skip
     summary = summarise(records)
     pairs = [(f, s) for f in options.contenders if f in OURS for s in options.contenders if s in TRL]
@@ -152,10 +153,7 @@ def compare(size: str, lengths: str, options: argparse.Namespace, out: Path) -> 
         } for fast, slow in pairs
     }  # fmt: skip
     facts = {c.name: c.facts for c in contenders}
-    about = machine(options.threads)
-    append_line(
-        out, {"kind": "summary", **case, "machine": about, "summary": summary, "ratios": ratios, "facts": facts}
-    )
+    append_line(out, {"kind": "summary", **origin, **case, "summary": summary, "ratios": ratios, "facts": facts})
     lines = [f"## {size} ({start.parameters / 1e6:.1f}M parameters), {lengths} lengths", "", table(summary, PHASES), ""]
     for row in summary.values():
         if row["updates"] != options.minibatches:
@@ -202,8 +200,8 @@ def main() -> None:
         )
     if options.contenders is None:
         options.contenders = [*OURS, *(TRL if options.trl else {})]
-    about = machine(options.threads)
-    print(f"{about['processor']}, {about['threads']} threads, load {about['load']:.1f} before the run\n")
+    here = machine(options.threads)
+    print(f"{here['processor']}, {here['threads']} threads, load {here['load']:.1f} before the run\n")
     for size in options.sizes:
         say(f"{size}: {parameters(SHAPES[size]) / 1e6:.1f}M parameters")
         for lengths in options.lengths:

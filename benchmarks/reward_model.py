@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import yaml
-from contest import Contender, append_line, machine, ratio, run_in_turns, say, summarise, table
+from contest import Contender, about, append_line, ratio, run_in_turns, say, summarise, table
 
 from ppomax.config import RewardConfig
 from ppomax.data.chat import ChatFormat
@@ -124,9 +124,10 @@ def main() -> None:
         folder = Path(place)
         case = make_start(folder, options.data, options.pairs, options.seed)
         contenders = [make_contender(name, folder, options.trl, options) for name in options.contenders]
+        origin = about("reward_model", options)
         records = run_in_turns(
             contenders, warmup=options.warmup, iterations=options.iterations, threads=options.threads, folder=folder,
-            keep=lambda record: append_line(options.out, {"kind": "pass", **case, **record}),
+            keep=lambda record: append_line(options.out, {"kind": "pass", **origin, **case, **record}),
         )  # fmt: skip
     summary = summarise(records)
     pairs = [(f, s) for f in options.contenders if f in OURS for s in options.contenders if s in TRL]
@@ -134,12 +135,12 @@ def main() -> None:
         f"{f} / {s}": {**ratio(records, s, f), "cpu_seconds": ratio(records, s, f, clock="cpu_seconds")["ratio"]}
         for f, s in pairs
     }
-    about = machine(options.threads)
     facts = {c.name: c.facts for c in contenders}
     append_line(
-        options.out, {"kind": "summary", **case, "machine": about, "summary": summary, "ratios": ratios, "facts": facts}
+        options.out, {"kind": "summary", **origin, **case, "summary": summary, "ratios": ratios, "facts": facts}
     )
-    print(f"{about['processor']}, {about['threads']} threads, load {about['load']:.1f} after the run")
+    here = origin["machine"]
+    print(f"{here['processor']}, {here['threads']} threads, load {here['load']:.1f} before the run")
     print(
         f"{case['parameters'] / 1e6:.1f}M parameters; {case['pairs']} pairs, {case['mean_length']:.0f} tokens a side\n"
     )

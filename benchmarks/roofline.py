@@ -29,7 +29,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from contest import append_line, machine, say
+from contender import versions
+from contest import about, append_line, machine, say
 from fixtures import SHAPES, Shape, make_start
 from laps import Stopped, watched
 from ppo_iteration import our_config
@@ -290,8 +291,8 @@ def study(size: str, options: argparse.Namespace, measure: Machine) -> str:
         lines += ["| | " + " | ".join(PHASES) + " |", "|---" * 4 + "|"]
         lines += [f"| {g} | " + " | ".join(f"{groups[p].get(g, 0):.0%}" for p in PHASES) + " |" for g in names]
         append_line(options.out, {
-            "size": size, "precision": precision, "machine": machine(options.threads), "seconds": real, "cpu_seconds": busy, "gflop": gflop,
-            "at_100": ideal, "groups": groups,
+            "kind": "summary", **about("roofline", options), "versions": versions(), "size": size,
+            "precision": precision, "seconds": real, "cpu_seconds": busy, "gflop": gflop, "at_100": ideal, "groups": groups,
             "rates": {f"{p.rows}x{p.inner}x{p.columns}": measure.rate(p, precision) for p in shown},
         })  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -316,8 +317,8 @@ def main() -> None:
     if options.quick:
         options.iterations, options.warmup, options.seconds = 2, 1, 0.1
     torch.set_num_threads(options.threads)
-    about = machine(options.threads)
-    print(f"{about['processor']}, {about['threads']} threads, load {about['load']:.1f} before the run\n")
+    here = machine(options.threads)
+    print(f"{here['processor']}, {here['threads']} threads, load {here['load']:.1f} before the run\n")
     measure = Machine(options.seconds)
     for size in options.sizes:
         print(study(size, options, measure), flush=True)
