@@ -59,6 +59,8 @@ SMOOTHED_FROM = 30
 """with this many iterations or more, a running mean is drawn over the raw curve"""
 MOST_POINTS = 300
 """of longer curves the extremes of so many stretches are drawn: spikes stay, and a page stays small"""
+MOST_NAMED = 12
+"""runs in the legend of a small figure: more would leave no room for the curves"""
 FEWEST_POINTS = 60
 """where many runs share a figure, each gets its part of twice `MOST_POINTS`, but no fewer than these"""
 
@@ -138,8 +140,9 @@ def metric_curve(
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     draw_metric(axis, runs, panel, alarms, series)
-    if len(runs) > 1 and axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize="small")
+    handles, names = axis.get_legend_handles_labels()
+    if len(runs) > 1 and names:
+        axis.legend(handles[:MOST_NAMED], names[:MOST_NAMED], fontsize="small", ncols=1 + (len(names) > 6))
     save_figure(figure, path)
 
 
@@ -266,25 +269,29 @@ def live_win_rate(
         axis.plot(
             [row["update"] for row in known], [100 * row["eval/proxy_win_rate"] for row in known],
             color=COLOURS[place % len(COLOURS)], linestyle=":", linewidth=1.2,
-            label=f"{label(name)}, by the training reward" if name else "by the training reward itself",
+            label="dotted: by the training reward itself" if i == 0 else None,
         )  # fmt: skip
     axis.axhline(50, color="black", linewidth=0.8, linestyle=":")
     axis.set(xlabel=STEPS_LABEL, ylabel=f"win rate by {label(judge)}, % (ties half)", ylim=(0, 100))
     axis.set_xlim(left=0)
     axis.grid(alpha=0.25)
-    axis.legend(title="band: 2 standard errors over prompts")
+    handles, names = axis.get_legend_handles_labels()  # beside the axes: it would hide some run's curve
+    columns = 2 if len(names) > 3 else 1
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, title="band: 2 standard errors over prompts"
+    )
     save_figure(figure, path)
 
 
 def reward_histogram(
     runs: Mapping[str, Sequence[Row]], path: str | Path, *, ridges: int = 8, span: tuple[float, float] | None = None,
-    number: str = "score",
+    number: str = "score", colour: int = 0,
 ) -> None:  # fmt: skip
     """Distribution of the training reward over fixed held-out prompts as training goes on (Fig. 13), a column a run.
 
     ``runs``: name -> rows of samples.jsonl. At most ``ridges`` times, the first and the last among them; a tick under
     each density marks its median. ``span``: lowest and highest score, where several figures are to have one range.
-    ``number``: ``score``, or ``length`` for the lengths of the same answers.
+    ``number``: ``score``, or ``length`` for the lengths of the same answers; ``colour``: the first run's place among all.
     """
     title, unit = {"score": ("reward", "score of the reward model"), "length": ("length", "tokens of the answer")}[
         number
@@ -307,11 +314,9 @@ def reward_histogram(
         height = 1.6 / max(float(d.max()) for d in densities)
         for level, (update, curve) in enumerate(zip(shown, densities, strict=True)):
             base = len(shown) - 1 - level  # time runs downwards
-            colour = COLOURS[i % len(COLOURS)]
-            axis.fill_between(
-                grid, base, base + height * curve, color=colour, alpha=0.35, linewidth=0, zorder=2 * level
-            )
-            axis.plot(grid, base + height * curve, color=colour, linewidth=1.2, zorder=2 * level + 1)
+            own = COLOURS[(colour + i) % len(COLOURS)]
+            axis.fill_between(grid, base, base + height * curve, color=own, alpha=0.35, linewidth=0, zorder=2 * level)
+            axis.plot(grid, base + height * curve, color=own, linewidth=1.2, zorder=2 * level + 1)
             median = float(np.median(by_update[update]))
             axis.plot([median, median], [base, base + 0.22], color="black", linewidth=1.6, zorder=2 * level + 1)
         axis.set_yticks(range(len(shown)), [str(u) for u in reversed(shown)])

@@ -79,7 +79,7 @@ th { hyphens: auto; }
 .who { width: 6.5rem; }
 td, .text { white-space: pre-wrap; }
 .text { unicode-bidi: isolate; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: .8rem 0; }
 article details { font-size: .85rem; }
 article details table { width: auto; table-layout: auto; }
 .wide table { min-width: calc(11rem + 8rem * var(--columns, 2)); }

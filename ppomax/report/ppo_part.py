@@ -162,17 +162,17 @@ def _answers(
     every = dict.fromkeys(key for rows in metrics.values() for row in rows for key in row)
     sources = [key for key in every if key.startswith("reward/source/")][:MOST_SOURCES]
     thirds = [key for name in THIRDS if (key := f"kl/{name}") in every]
-    parts = [("KL to the SFT model", "nats per token (k1)", thirds)]
+    parts = [("KL to the SFT model by place", "nats per token (k1)", thirds)]
     parts += [("reward by source", "unweighted", sources)] if len(sources) > 1 else []
     panels = list(ANSWER_PANELS)
-    panels += [(key, f"{title}: {_part(key)}", unit) for title, unit, keys in parts for key in keys]
+    panels += [(key, f"{title.split(' by ')[0]}: {_part(key)}", unit) for title, unit, keys in parts for key in keys]
     if len(metrics) > 1:
         return panels_figure("answers", ANSWERS, metrics, panels, alarms=alarms)
     own = panels_figure("answers", ANSWERS, metrics, ANSWER_PANELS, alarms=alarms)
     pictures = list(own.pictures) if own else []
     for title, unit, keys in parts:
         laid = {_part(key): _renamed(next(iter(metrics.values())), key) for key in keys}
-        found = panels_figure("answers", title, laid, [("part", f"{title}, by part", unit)])
+        found = panels_figure("answers", title, laid, [("part", title, unit)])
         pictures += (
             [Picture(f"answers_{keys[0].split('/')[0]}", p.about, p.draw) for p in found.pictures] if found else []
         )
@@ -194,7 +194,8 @@ def _judged(runs: Runs) -> Figures | None:
     if not judged:
         return None
     curves: dict[str, Any] = {}
-    captions = []
+    alike: dict[str, list[str]] = {}  # what is said of a run's judging -> runs
+    best = []
     for name, run in judged.items():
         watch = run.config.get("watch") or {}
         baselines = list(dict.fromkeys(watch.get("baselines") or ["sampled"]))
@@ -204,18 +205,23 @@ def _judged(runs: Runs) -> Figures | None:
         else:
             curves[name] = (run.evaluations, "eval/win_rate")
             baselines = baselines[:1]
-        last, best = run.evaluations[-1], max(run.evaluations, key=lambda row: row["eval/win_rate"])
+        highest = max(run.evaluations, key=lambda row: row["eval/win_rate"])
         tie = (
             "a preference that turns with the order of the answers"
             if any(judge.get("llm") for judge in watch.get("judge") or [])
             else f"a difference of scores up to {number(watch.get('tie_band'))}"
         )
-        captions.append(
-            f"{name + ': j' if len(judged) > 1 else 'J'}udged by {judge_name(run)} on {last['eval/prompts']} fixed held-out "
-            f"prompts, against the reference model's {' and its '.join(words[b] for b in baselines)}; {tie} "
-            f"is a tie and counts half. Best: {100 * best['eval/win_rate']:.1f}% at "
-            f"iteration {best['iteration']}{', kept in best/' if watch.get('keep_best') else ''}."
+        said = (
+            f"udged by {judge_name(run)} on {run.evaluations[-1]['eval/prompts']} fixed held-out prompts, against the "
+            f"reference model's {' and its '.join(words[b] for b in baselines)}; {tie} is a tie and counts half."
         )
+        alike.setdefault(said, []).append(name)
+        best.append(
+            f"{name + ': ' if len(judged) > 1 else ''}{100 * highest['eval/win_rate']:.1f}% at iteration "
+            f"{highest['iteration']}{', kept in best/' if watch.get('keep_best') else ''}"
+        )
+    captions = [f"J{said}" if len(alike) == 1 else f"{', '.join(names)}: j{said}" for said, names in alike.items()]
+    captions.append(f"Best: {'; '.join(best)}.")
     judge = (
         judge_name(next(iter(judged.values())))
         if len({judge_name(run) for run in judged.values()}) == 1
@@ -253,7 +259,7 @@ def _distributions(runs: Runs, column: str) -> Figures | None:
     files = f"{'reward' if column == 'score' else column}s"
     pictures = [
         Picture(f"{files}_{name}" if len(found) > 1 else files, _medians(f"{files}, {name}", values),
-                partial(reward_histogram, {name: rows[name]}, span=span, number=column))
+                partial(reward_histogram, {name: rows[name]}, span=span, number=column, colour=list(runs).index(name)))
         for name, values in found.items()
     ]  # fmt: skip
     title, caption = DISTRIBUTIONS[column]

@@ -13,6 +13,8 @@ from ppomax.report import figures
 from ppomax.report.figures import (
     PANELS,
     density,
+    live_win_rate,
+    metric_curve,
     policy_series,
     reward_histogram,
     running_mean,
@@ -106,6 +108,33 @@ def test_win_rate_curve(tmp_path: Path, drawn: list[Any]) -> None:
     band = axis.collections[0].get_datalim(axis.transData)
     assert band.y0 == pytest.approx(50) and band.y1 == pytest.approx(80)
     assert "a judge" in axis.get_ylabel() and "%" in axis.get_ylabel()
+
+
+def test_live_win_rate_beside_the_proxy(tmp_path: Path, drawn: list[Any]) -> None:
+    rows = [
+        {"update": u, "eval/win_rate": rate, "eval/win_rate_se": 0.05, "eval/proxy_win_rate": proxy}
+        for u, rate, proxy in ((0, 0.5, 0.5), (40, 0.6, 0.8), (80, 0.3, 0.95))
+    ]
+    older = [{k: v for k, v in row.items() if "proxy" not in k} for row in rows]
+    live_win_rate(
+        {"older": (older, "eval/win_rate"), "run": (rows, "eval/win_rate")}, tmp_path / "rate.png",
+        proxies={"run": [*rows, *older]},
+    )  # fmt: skip
+    (axis,) = drawn[0].axes
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    proxy = lines["dotted: by the training reward itself"]
+    np.testing.assert_allclose(proxy.get_ydata(), [50, 80, 95])
+    assert proxy.get_linestyle() == ":" and proxy.get_color() == lines["run"].get_color() != lines["older"].get_color()
+    np.testing.assert_allclose(lines["run"].get_ydata(), [50, 60, 30])
+    assert not axis.get_legend(), "the legend stands beside the curves"
+
+
+def test_many_runs_share_the_points(tmp_path: Path, drawn: list[Any]) -> None:
+    for count, most in ((1, 602), (6, 202), (40, 122)):
+        runs = {str(i): rows(700, offset=math.sin(i)) for i in range(count)}
+        metric_curve(runs, PANELS[0], tmp_path / f"{count}.png")
+        longest = max(len(line.get_xdata()) for line in drawn[-1].axes[0].get_lines())
+        assert most - 70 < longest <= most
 
 
 def test_reward_histogram(tmp_path: Path, drawn: list[Any]) -> None:

@@ -272,6 +272,64 @@ def test_mistakes_are_told_in_a_line(
     assert said in error and error.count("\n") == 1
 
 
+def test_for_readers_who_do_not_see_it(tmp_path: Path) -> None:
+    run, reward = ppo_run(tmp_path / "ppo", "奖励模型给出的分数"), reward_run(tmp_path / "reward", "an English text")
+    page = report([run, reward]).html
+    tags = Tags(page)
+    assert page.index("<main>") < page.index("<h1>") < page.index("</main>")
+    heads = tags.all("th")
+    assert len(heads) > 20 and all(head.get("scope") in ("row", "col") for head in heads)
+    regions = [attrs for attrs in tags.all("div") if attrs.get("class") == "wide"]
+    assert [region.get("aria-label") for region in regions] == [
+        "First and last numbers", "Held-out pairs of reward", "The twelve details",
+    ]  # fmt: skip
+    assert all(region["tabindex"] == "0" and region["role"] == "region" for region in regions)
+    texts = [attrs.get("lang") for name, attrs in tags.seen if attrs.get("class") == "text"]
+    assert texts.count("zh") == 3 and len(texts) == 6, "question and two answers; none of the pair"
+    alts = [attrs["alt"] or "" for attrs in tags.all("img")]
+    marked = [alt for alt in alts if "Alarms: ppo: 1 collapse, the first at update 8" in alt]
+    assert len(marked) == 7, "every curve over updates"
+
+
+def test_proxy_and_rewards_of_all_judged_prompts(tmp_path: Path) -> None:
+    run = ppo_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    for k, row in enumerate(rows):
+        row |= {"eval/proxy_win_rate": 0.5 + 0.2 * k, "rewards": [float(k), k + 1.0, k + 3.0]}
+    write(run / "evaluations.jsonl", rows)
+    made = report([run])
+    alts = {p.name: p.about for figure in made.figures for p in figure.pictures}
+    assert alts["win_rate"].endswith("50% to 40%; by the training reward itself: 50% to 90%")
+    assert alts["rewards"] == "distribution of the rewards, run: median 1 at update 0, 3 at update 8"
+    assert alts["lengths"] == "distribution of the lengths, run: median 3 at update 0, 3 at update 8", "of the samples"
+    assert "Dotted: the share of the same prompts" in made.html
+    assert "Dotted: the share" not in report([ppo_run(tmp_path / "older")]).html
+
+
+def test_answers_in_parts(tmp_path: Path) -> None:
+    runs = [ppo_run(tmp_path / name) for name in "ab"]
+    for run in runs:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row |= {"response/truncated": i / 10, "kl/first_third": 1.0 * i, "kl/last_third": 2.0 * i}
+            row |= {"reward/source/helpful": -1.0 * i, "reward/source/safe/strict": 5.0}
+        write(run / "metrics.jsonl", rows)
+
+    def told(paths: list[Path]) -> list[str]:
+        return [p.about.split(". Alarms")[0] for f in report(paths).figures if f.name == "answers" for p in f.pictures]
+
+    assert told(runs[:1]) == [
+        "cut at the length limit over updates. a: 0.1 to 0.3",
+        "KL to the SFT model by place over updates. first third of the answer: 1 to 3; last third of the answer: 2 to 6",
+        "reward by source over updates. helpful: -1 to -3; safe/strict: 5 to 5",
+    ]
+    assert told(runs)[1:3] == [
+        "KL to the SFT model: first third of the answer over updates. a: 1 to 3; b: 1 to 3",
+        "KL to the SFT model: last third of the answer over updates. a: 2 to 6; b: 2 to 6",
+    ]
+    assert len(told(runs)) == 5
+
+
 def test_tokens_are_shaded_by_their_kl(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "run")
     row = {"iteration": 1, "update": 0, "prompt": [{"role": "user", "content": "q"}], "response": "no", "score": 0.5,

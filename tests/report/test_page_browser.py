@@ -1,4 +1,5 @@
-"""The page in a real browser, from disk, at the widths of a desk and a phone. Skipped where no Chromium is installed."""
+"""The page in a real browser, from disk, at the widths of a desk and a phone. Skipped where no Chromium is installed:
+`pytest -rs` says so."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
 from test_annotate_browser import PROGRAM, Chromium
 from test_page import HOSTILE, ppo_run, reward_run
+from test_page_size import shaded_run
 
 from ppomax.report.page import report
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium or Chrome: no such program on the PATH")
 PICTURES = os.environ.get("PPOMAX_PICTURES")
 CHINESE = "奖励模型给出的分数越来越高，而人们并不喜欢这些回答。" * 8
 OVERLAPS = """
@@ -134,3 +136,40 @@ def test_search_with_the_keyboard(tmp_path: Path, browser: Browser) -> None:
     browser.value("document.activeElement.value = 'needle'; document.activeElement.dispatchEvent(new Event('input'))")
     browser.wait("document.querySelector('output').textContent === '1 of 1'")
     assert browser.value(count) == 2 and not browser.problems
+
+
+def test_a_wide_table_scrolls_with_the_keys(tmp_path: Path, browser: Browser) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(report([ppo_run(tmp_path / name) for name in "abcd"]).html, encoding="utf-8")
+    browser.open(page, 390)
+    wide = "document.querySelector('.wide')"
+    assert browser.value(f"{wide}.scrollWidth > {wide}.clientWidth + 100")
+    tab = {"type": "keyDown", "key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}
+    browser.call("Input.dispatchKeyEvent", **tab)
+    assert browser.value(f"document.activeElement === {wide}"), "the first stop of the keys"
+    assert browser.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    right = {"key": "ArrowRight", "code": "ArrowRight", "windowsVirtualKeyCode": 39}
+    for _ in range(3):
+        browser.call("Input.dispatchKeyEvent", type="keyDown", **right)
+        browser.call("Input.dispatchKeyEvent", type="keyUp", **right)
+    browser.wait(f"{wide}.scrollLeft > 0")
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    named = {(node["role"]["value"], node.get("name", {}).get("value")) for node in tree if "role" in node}
+    assert ("region", "First and last numbers") in named and ("columnheader", "d") in named
+    assert ("rowheader", "reward") in named and any(role == "main" for role, _ in named)
+
+
+def test_shades_are_told_in_words_too(tmp_path: Path, browser: Browser) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(report([shaded_run(tmp_path / "run", prompts=2, characters=60)]).html, encoding="utf-8")
+    browser.open(page, 390)
+    assert browser.value("document.querySelectorAll('.more3').length") > 0
+    shut = "document.querySelector('article').querySelectorAll('details:not([open])').length"
+    assert browser.value(shut) == 2
+    browser.value("document.querySelector('article summary').focus()")
+    browser.press("\r")
+    browser.wait(f"{shut} === 1")
+    assert browser.value("document.querySelector('article td + td').textContent") == "+4.00"
+    assert browser.value("document.documentElement.scrollWidth") <= 390
+    assert browser.value("document.querySelector('article .text').lang") == "zh"
+    assert not browser.problems
