@@ -1,4 +1,4 @@
-"""A run of two ranks that share their weights loses one to SIGKILL, and goes on with one, two or four."""
+"""A run of two ranks that share their weights loses either one to SIGKILL, and goes on with one, two or four."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 LONGEST = 60.0
 """seconds from the death of a rank to the end of the job"""
+AGAIN = [(0, 2), (1, 1), (1, 2), (1, 4)]
+"""who was killed, and how many ranks go on"""
 
 
 def train(out: Path, resume: bool, rank: int) -> int:
@@ -46,18 +48,20 @@ def script(folder: Path) -> None:
     make_policy()
     make_tokenizer()
     codes = {"whole": run_ranks(functools.partial(train, folder / "whole", False), 2, folder / "log")}
-    killed = folder / "killed"
-    pids = start_ranks(functools.partial(train, killed, False), 2, folder / "killed.log")
-    while not (killed / "checkpoints" / "step-000002").exists():
-        time.sleep(0.01)
-    os.kill(pids[1], signal.SIGKILL)
-    began = time.monotonic()
-    codes["killed"] = [end(pid) for pid in pids]
-    seconds = time.monotonic() - began
-    for size in (1, 2, 4):
-        again = folder / f"again-{size}"
-        shutil.copytree(killed, again)
-        codes[str(size)] = run_ranks(functools.partial(train, again, True), size, folder / "log")
+    seconds = {}
+    for victim in (0, 1):  # rank 0 also keeps the meeting point of the ranks
+        killed = folder / f"killed-{victim}"
+        pids = start_ranks(functools.partial(train, killed, False), 2, folder / f"killed-{victim}.log")
+        while not (killed / "checkpoints" / "step-000002").exists():
+            time.sleep(0.01)
+        os.kill(pids[victim], signal.SIGKILL)
+        began = time.monotonic()
+        codes[f"killed-{victim}"] = [end(pid) for pid in pids]
+        seconds[str(victim)] = time.monotonic() - began
+    for victim, size in AGAIN:
+        again = folder / f"again-{victim}-{size}"
+        shutil.copytree(folder / f"killed-{victim}", again)
+        codes[again.name] = run_ranks(functools.partial(train, again, True), size, folder / "log")
     (folder / "results.json").write_text(json.dumps({"codes": codes, "seconds": seconds}), encoding="utf-8")
 
 
@@ -67,17 +71,22 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, start_script(__file__, folder)
 
 
-def test_the_others_end_soon_and_say_why(done: tuple[Path, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_end_soon_and_say_why(victim: int, done: tuple[Path, dict[str, Any]]) -> None:
     folder, results = done
-    assert results["codes"]["killed"] == [1, -signal.SIGKILL]
-    assert results["seconds"] < LONGEST
-    assert f"rank 0 of 2: {LOST}" in (folder / "killed.log").read_text(encoding="utf-8")
+    wanted = {victim: -signal.SIGKILL, 1 - victim: 1}
+    assert results["codes"][f"killed-{victim}"] == [wanted[0], wanted[1]]
+    assert results["seconds"][str(victim)] < LONGEST
+    told = (folder / f"killed-{victim}.log").read_text(encoding="utf-8")
+    assert f"rank {1 - victim} of 2: {LOST}" in told
 
 
-def test_two_ranks_go_on_exactly(done: tuple[Path, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_ranks_go_on_exactly(victim: int, done: tuple[Path, dict[str, Any]]) -> None:
     folder, results = done
-    assert results["codes"]["whole"] == results["codes"]["2"] == [0, 0], (folder / "log").read_text()[-4000:]
-    assert differing(folder / "whole", folder / "again-2") == []
+    again = f"again-{victim}-2"
+    assert results["codes"]["whole"] == results["codes"][again] == [0, 0], (folder / "log").read_text()[-4000:]
+    assert differing(folder / "whole", folder / again) == []
     last = folder / "whole" / "checkpoints" / "step-000005"
     assert len(list((last / "divided").glob("*.safetensors"))) == 2  # each rank wrote its own
     assert not list(last.rglob("*.distcp")) and not list(last.rglob("*.pt"))
@@ -86,8 +95,9 @@ def test_two_ranks_go_on_exactly(done: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("size", [1, 4])
 def test_other_numbers_of_ranks_go_on(size: int, done: tuple[Path, dict[str, Any]]) -> None:
     folder, results = done
-    assert set(results["codes"][str(size)]) == {0}, (folder / "log").read_text()[-4000:]
-    wanted, found = (timeless(lines(folder / name / "metrics.jsonl")) for name in ("whole", f"again-{size}"))
+    again = f"again-1-{size}"
+    assert set(results["codes"][again]) == {0}, (folder / "log").read_text()[-4000:]
+    wanted, found = (timeless(lines(folder / name / "metrics.jsonl")) for name in ("whole", again))
     assert worst(found, wanted, 1e-2) < 2e-4
     assert len(found) == SETTINGS["iterations"]
 
