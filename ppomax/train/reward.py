@@ -47,7 +47,7 @@ from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory, plain
-from ppomax.train.sharding import divide, first_device, to_save
+from ppomax.train.sharding import divide, first_device, in_turn, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng"]
 FOLLOWED = {
@@ -128,8 +128,8 @@ def score_pairs(
 # ------------------------------------------------------------------------------------------- training
 
 
-def with_own_pad(tokenizer: Any, causal: Any, chat: ChatFormat) -> tuple[Any, str | None]:
-    """A tokenizer whose pad ends no sequence, and a line about it if one had to be added (embeddings grow if need be)."""
+def with_own_pad(tokenizer: Any, chat: ChatFormat) -> tuple[Any, str | None]:
+    """A tokenizer whose pad ends no sequence, and a line about it if one had to be added (`grow_embeddings` for it)."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in chat.eos_ids:
         return tokenizer, None
     tokenizer = copy.deepcopy(tokenizer)
@@ -137,11 +137,15 @@ def with_own_pad(tokenizer: Any, causal: Any, chat: ChatFormat) -> tuple[Any, st
     while name in tokenizer.get_vocab():
         name = f"<{name}>"
     tokenizer.add_special_tokens({"pad_token": name})
-    line = f"pad token {name} added: a reward model's pad must differ from the tokens that end an answer"
-    if len(tokenizer) > causal.get_input_embeddings().weight.shape[0]:
-        causal.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        line += f"; embeddings grown to {len(tokenizer)}"
-    return tokenizer, line
+    return tokenizer, f"pad token {name} added: a reward model's pad must differ from the tokens that end an answer"
+
+
+def grow_embeddings(causal: Any, tokenizer: Any) -> str:
+    """Make room for every token; what to say of it, if there was none."""
+    if len(tokenizer) <= causal.get_input_embeddings().weight.shape[0]:
+        return ""
+    causal.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return f"; embeddings grown to {len(tokenizer)}"
 
 
 def train_reward(
@@ -177,18 +181,13 @@ def train_reward(
         demonstrations = loaded  # type: ignore[assignment]
         data_lines += [f"calibration: {line}" for line in report.lines()]
     chat = ChatFormat(tokenizer, config.chat_template)
-    causal = model
-    if causal is None:
-        causal = loading.load_causal_lm(config.model, first_device(config.parallel, ranks), config.trust_remote_code)
-    causal = causal.to(first_device(config.parallel, ranks)).float().eval()
-    loading.check_fits(causal, tokenizer, config.max_length)
-    tokenizer, pad_line = with_own_pad(tokenizer, causal, chat)
+    start_tokenizer = tokenizer
+    tokenizer, pad_line = with_own_pad(tokenizer, chat)
     if pad_line is not None:
-        data_lines.append(pad_line)
         chat = ChatFormat(tokenizer, config.chat_template)
     encoded, train_lines = encode_pairs(train, chat, config)
     eval_encoded, eval_lines = encode_pairs(held_out, chat, config)
-    data_lines += [f"training: {line}" for line in train_lines] + [f"held out: {line}" for line in eval_lines]
+    encoded_lines = [f"training: {line}" for line in train_lines] + [f"held out: {line}" for line in eval_lines]
     if not encoded:
         raise UserError(f"data: no training pair is left ({'; '.join(train_lines)}); raise max_length or add data")
     if config.margin and not any(p.margin for p in encoded):
@@ -196,21 +195,31 @@ def train_reward(
     calibration_ids: list[list[int]] = []
     if demonstrations is not None:
         calibration_ids, lines = demonstration_ids(demonstrations, chat, config)
-        data_lines += [f"calibration: {line}" for line in lines]
+        encoded_lines += [f"calibration: {line}" for line in lines]
+    pad_id = int(tokenizer.pad_token_id)
+    with in_turn(ranks):
+        where, causal = first_device(config.parallel, ranks), model
+        if causal is None:
+            causal = loading.load_causal_lm(config.model, where, config.trust_remote_code)
+        causal = causal.to(where).float().eval()
+        loading.check_fits(causal, start_tokenizer, config.max_length)
+        if pad_line is not None:
+            data_lines.append(pad_line + grow_embeddings(causal, tokenizer))
+        seed_everything(config.seed)
+        scalar = on_backbone(causal, pad_id=pad_id)
+        reset_unit(scalar, config.seed)
+        trainee = RewardTrainee(scalar, causal if config.lm_coef > 0 else None).requires_grad_(True)
+        if config.lora is not None:
+            causal.requires_grad_(False)
+            trainee.scalar = scalar = loading.add_lora(scalar, config.lora, "SEQ_CLS")
+        divide(trainee, config.parallel, ranks, config.precision, views=[scalar])
+        del causal
+    data_lines += encoded_lines
 
     run = RunDirectory.open(config, ranks, resume=resume)
     record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
-    seed_everything(config.seed)
-    pad_id = int(tokenizer.pad_token_id)
-    scalar = on_backbone(causal, pad_id=pad_id)
-    reset_unit(scalar, config.seed)
-    trainee = RewardTrainee(scalar, causal if config.lm_coef > 0 else None).requires_grad_(True)
-    if config.lora is not None:
-        causal.requires_grad_(False)
-        trainee.scalar = scalar = loading.add_lora(scalar, config.lora, "SEQ_CLS")
-    divide(trainee, config.parallel, ranks, config.precision, views=[scalar])
     optimizer = make_optimizer(trainee, config.optim)
     schedule = make_schedule(encoded, config)
     total = len(schedule)

@@ -42,7 +42,7 @@ from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
-from ppomax.train.sharding import divide, first_device, to_save
+from ppomax.train.sharding import divide, first_device, in_turn, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng", "progress"]
 
@@ -285,21 +285,23 @@ def train_sft(
     data_lines += [f"training: {line}" for line in encoded] + [f"held out: {line}" for line in eval_encoded]
     if not examples:
         raise UserError(f"data: no training example is left ({'; '.join(encoded)}); raise max_length or add data")
-    if model is None:
-        model = loading.load_causal_lm(config.model, first_device(config.parallel, ranks), config.trust_remote_code)
-    model = model.to(first_device(config.parallel, ranks)).float().eval().requires_grad_(True)
-    loading.check_fits(model, tokenizer, config.max_length)
-    if config.packing:
-        require_packing(model, model.device)
+    with in_turn(ranks):
+        where = first_device(config.parallel, ranks)
+        if model is None:
+            model = loading.load_causal_lm(config.model, where, config.trust_remote_code)
+        model = model.to(where).float().eval().requires_grad_(True)
+        loading.check_fits(model, tokenizer, config.max_length)
+        if config.packing:
+            require_packing(model, model.device)
+        seed_everything(config.seed)
+        if config.lora is not None:
+            model = loading.add_lora(model, config.lora, "CAUSAL_LM")
+        divide(model, config.parallel, ranks, config.precision)
 
     run = RunDirectory.open(config, ranks, resume=resume)
     record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
-    seed_everything(config.seed)
-    if config.lora is not None:
-        model = loading.add_lora(model, config.lora, "CAUSAL_LM")
-    divide(model, config.parallel, ranks, config.precision)
     optimizer = make_optimizer(model, config.optim)
     pad_id = tokenizer.pad_token_id
     rows = make_rows(examples, config)

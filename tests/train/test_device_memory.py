@@ -6,8 +6,10 @@ counted.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from ppomax.config import LoraConfig
+from ppomax.config import LoraConfig, RewardConfig, SFTConfig
+from ppomax.data.records import PreferencePair
 from ppomax.models import loading
 from ppomax.models.loading import add_lora, cpu_copy, load_causal_lm, save_final
+from ppomax.train import reward, sft
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_setup import Setup, prepare
+from ppomax.train.run import RunDirectory
 from ppomax.train.sharding import to_save
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ppo_tools import make_config, make_policy, make_tokenizer, prompts
+from ppo_tools import dialogues, make_config, make_policy, make_tokenizer, prompts
 from test_shared_base import SETTINGS, write_models
 
 DEVICE = Ranks(device=torch.device("meta"))
@@ -146,3 +151,35 @@ def test_a_copy_is_equal_and_its_own(tied: bool) -> None:
             copied.lm_head.weight.zero_()
         assert model.lm_head.weight.abs().sum() > 0
     assert not hasattr(model, "disposable")
+
+
+@pytest.mark.parametrize("stage", [sft, reward])
+def test_a_rank_reads_and_divides_its_model_in_one_turn(
+    stage: Any, models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the whole models of all ranks of a machine would lie in its memory at once."""
+    seen: list[str] = []
+
+    @contextlib.contextmanager
+    def turn(ranks: Ranks) -> Iterator[None]:
+        seen.append("begins")
+        yield
+        seen.append("ends")
+
+    def noted(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (seen.append(name), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(stage, "in_turn", turn)
+    monkeypatch.setattr(stage, "divide", noted("divide", stage.divide))
+    monkeypatch.setattr(loading, "load_causal_lm", noted("load", load_causal_lm))
+    monkeypatch.setattr(stage.RunDirectory, "open", noted("open", RunDirectory.open))
+    common = {"model": models[0], "data": "memory", "max_length": 64, "checkpoint": {"every": 0}, "device": "cpu"}
+    if stage is sft:
+        sft.train_sft(SFTConfig(output_dir=str(tmp_path / "o"), **common), records=dialogues())
+    else:
+        for figure in ("draw_gap_histogram", "draw_calibration", "draw_accuracy"):
+            monkeypatch.setattr(reward, figure, lambda *args: None)
+        answers = [({"role": "assistant", "content": text},) for text in ("yes", "no")]
+        pairs = [PreferencePair(d.messages[:1], *answers) for d in dialogues()]
+        reward.train_reward(RewardConfig(output_dir=str(tmp_path / "o"), **common), pairs=pairs)
+    assert seen == ["begins", "load", "divide", "ends", "open"]

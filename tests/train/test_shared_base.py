@@ -35,15 +35,17 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_models(folder: Path) -> tuple[str, str]:
-    """A start model, and a reward model that was trained from it as adapters; its weights are random ones."""
+def write_models(folder: Path, **options: int) -> tuple[str, str]:
+    """A start model (`make_policy`), and a reward model that was trained from it as adapters; its weights are random ones."""
     start, final = folder / "start", folder / "reward" / "final"
     tokenizer = make_tokenizer()
-    make_policy().save_pretrained(start)
+    make_policy(**options).save_pretrained(start)
     tokenizer.save_pretrained(start)
     scalar = on_backbone(load_causal_lm(str(start)), pad_id=tokenizer.pad_token_id)
     reset_unit(scalar, 3)
-    scalar = add_lora(scalar, LoraConfig(rank=3, alpha=6), "SEQ_CLS")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)  # the other half of an adapter is drawn
+        scalar = add_lora(scalar, LoraConfig(rank=3, alpha=6), "SEQ_CLS")
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, p in scalar.named_parameters():
