@@ -2,12 +2,14 @@
 
     python benchmarks/watch_cost.py                                # three sizes, some minutes on a CPU
     python benchmarks/watch_cost.py --device cuda --shape 300m
+    python benchmarks/watch_cost.py --threads 1 --processor        # on a machine that is not free
 
 PPO as it is, on responses that all have the full length (fixtures.py); a small policy on a CPU, so that the iteration is
 short and the shares are the upper end of what a run sees. An iteration lasts `time/total`; `time/metrics` is the decoding of
 the responses and everything that is worked out of them, and the two steps after it are timed besides: the collapse watch
 (`Guard.look`) and the line of metrics.jsonl. Held-out answers and their judging are sampling, with intervals of their own,
-and are not in it. Medians over the iterations, the first one left out.
+and are not in it. Medians over the iterations, the first one left out. ``--processor`` counts the process's processor time
+instead of the clock's, which with one thread (others wait busily) does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from fixtures import SHAPES, make_start
 from ppo_iteration import our_config
 
 from ppomax import PPOConfig, train_ppo
+from ppomax.train import ppo
 from ppomax.train.ppo_guard import Guard
 from ppomax.train.run import RunDirectory
 
@@ -37,16 +41,16 @@ PROMPT = 32
 
 
 @contextmanager
-def timed(owner: type, name: str, seconds: list[float]) -> Iterator[None]:
-    """Append to ``seconds`` what each call of a method takes."""
+def timed(owner: type, name: str, seconds: list[float], clock: Callable[[], float]) -> Iterator[None]:
+    """Append to ``seconds`` what each call of a method takes by ``clock``."""
     method: Callable[..., Any] = getattr(owner, name)
 
     def call(*args: Any, **options: Any) -> Any:
-        began = time.perf_counter()
+        began = clock()
         try:
             return method(*args, **options)
         finally:
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
 
     setattr(owner, name, call)
     try:
@@ -69,7 +73,9 @@ def cost(metrics: list[dict[str, Any]], look: list[float], log: list[float]) -> 
     }
 
 
-def measure(shape: str, samples: int, tokens: int, iterations: int, device: str, folder: Path) -> dict[str, float]:
+def measure(
+    shape: str, samples: int, tokens: int, iterations: int, device: str, folder: Path, clock: Callable[[], float]
+) -> dict[str, float]:
     start = make_start(
         folder, SHAPES[shape], prompts=samples, prompt_length=PROMPT, response_length=tokens, mean_length=tokens
     )
@@ -79,7 +85,8 @@ def measure(shape: str, samples: int, tokens: int, iterations: int, device: str,
     )  # fmt: skip
     look: list[float] = []
     log: list[float] = []
-    with timed(Guard, "look", look), timed(RunDirectory, "log", log):
+    ppo.time = SimpleNamespace(perf_counter=clock)  # type: ignore[assignment]
+    with timed(Guard, "look", look, clock), timed(RunDirectory, "log", log, clock):
         result = train_ppo(PPOConfig(**settings))
     return cost(result.metrics, look, log)
 
@@ -91,13 +98,17 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="1m")
     parser.add_argument("--iterations", type=int, default=4, choices=range(2, 12), help="before detectors begin")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--processor", action="store_true", help="processor time instead of the clock's")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/watch_cost.jsonl"))
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.processor else time.perf_counter
     say(json.dumps(machine(torch.get_num_threads())))
     print("| responses x tokens | iteration, s | metrics, ms | watch and log, ms | share |\n|---|---|---|---|---|")
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            row = measure(options.shape, *SIZES[size], options.iterations, options.device, Path(folder))
+            row = measure(options.shape, *SIZES[size], options.iterations, options.device, Path(folder), clock)
         append_line(options.out, {"size": size, "shape": options.shape, **row, **machine(torch.get_num_threads())})
         print(
             f"| {size} | {row['iteration']:.2f} | {1000 * row['metrics']:.1f} | {1000 * row['watch_and_log']:.1f} | "
