@@ -54,7 +54,7 @@ class _Quick:
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        x, weight = hidden_states, self.weight
+        x, weight = hidden_states, self.weight.float()  # bf16 where ranks divide it and gather it so
         if x.dtype != torch.float32 or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)  # type: ignore[misc]
         flat, eps = x.reshape(-1, x.shape[-1]), self.variance_epsilon

@@ -67,6 +67,27 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
     assert x.grad is not None and weight.grad is None
 
 
+def test_a_weight_that_was_gathered_in_bf16() -> None:
+    """As ranks do that divide it: the same as a float32 weight with these values, with a gradient in its own type."""
+    torch.manual_seed(2)
+    model = llama()
+    quicken_norms(model)
+    norm = model.model.layers[0].input_layernorm
+    assert isinstance(norm, _Quick)
+    x, found = torch.randn(5, 32), []
+    rounded = norm.weight.detach().bfloat16()
+    for weight in (rounded.float(), rounded):
+        norm.weight = nn.Parameter(weight.clone())
+        given = x.clone().requires_grad_()
+        with precision(CPU, "bf16"):
+            y = norm(given)
+        y.float().square().sum().backward()
+        assert norm.weight.grad is not None and norm.weight.grad.dtype == weight.dtype
+        found.append((y, given.grad, norm.weight.grad.bfloat16()))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_linear_maps_read_the_same_numbers_as_before(train: bool) -> None:
     """The float32 norm, rounded to bf16 by autocast, and ours: at most a bf16 step apart, where rounding was close."""

@@ -14,6 +14,7 @@ import torch
 
 from ppomax.config import RewardConfig, SFTConfig
 from ppomax.data.records import PreferencePair
+from ppomax.models.loading import settle
 from ppomax.train import ppo, reward
 from ppomax.train.reward import train_reward
 from ppomax.train.sft import train_sft
@@ -75,7 +76,7 @@ def train_stage(
     settings = merged(STAGES[stage], changes)
     if stage in ("sft", "bf16", "reward"):
         settings |= {"output_dir": str(out)}
-        given: dict[str, Any] = {"model": make_policy(), "tokenizer": make_tokenizer(), "resume": resume}
+        given: dict[str, Any] = {"model": settle(make_policy(), "cpu"), "tokenizer": make_tokenizer(), "resume": resume}
         if stage == "reward":
             config = RewardConfig.model_validate(settings)
             return [train_reward(config, pairs=pairs(), eval_pairs=pairs()[:3], **given).model]
