@@ -94,18 +94,13 @@ def measure(case: dict[str, Any], folder: Path, prompts: Path, how: str) -> int:
 
 
 def planned(case: dict[str, Any]) -> dict[str, int]:
-    """What the plan says of a case: bytes by part in its largest phase.
-
-    `joint`: measured while gradients of policy and critic were always held together, as with one common norm now.
-    """
+    """What the plan says of a case: bytes by part in its largest phase."""
     from ppomax.commands.plan import run_config
     from ppomax.plan.devices import Shares, parse_devices
     from ppomax.plan.search import plan
     from ppomax.plan.work import settings_of, work_of
 
     words = [word for word in words_of(case, Path()) if not word.startswith(("--model", "--reward"))]
-    if case.get("joint"):
-        words.append("--grad_clip.joint=true")
     run = run_config([*words, f"--model=new-{case['size']}", f"--reward=new-{case['size']}"], None)
     found = plan(work_of(run), settings_of(run), parse_devices("cpu"), Shares()).memory
     return found.phases[found.peak_phase]
@@ -129,8 +124,7 @@ def table(rows: list[dict[str, Any]], baseline: int) -> str:
                 continue
             found = row[how] - baseline
             cells += [f"{found / MIB:.0f}", f"{said / MIB:.0f}", f"{said / found - 1:+.0%}"]
-        size = row["size"] + (" *" if row.get("joint") else "")
-        lines.append(f"| {size} | {row['precision']} | {row['micro_batch_tokens']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['size']} | {row['precision']} | {row['micro_batch_tokens']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -142,9 +136,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
     rows: list[dict[str, Any]] = known["rows"]
-    rows += [
-        dict(case) for case in CASES if not any(case.items() <= row.items() and not row.get("joint") for row in rows)
-    ]
+    rows += [dict(case) for case in CASES if not any(case.items() <= row.items() for row in rows)]
     baseline = known.get("baseline") or max(child(BASELINE) for _ in range(2))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -25,8 +25,8 @@ PARTS = {
 }
 LOGITS_COPIES = 3
 """logits of a block, their log-softmax, its exponential; as many in the backward pass"""
-HEAP = 0.7
-"""measured on a CPU with glibc: holes in its heap, as a share of what an update keeps for its backward pass"""
+HEAP_SHARE, HEAP_BYTES = 0.25, 46 * 2**20
+"""measured on a CPU with glibc: holes in its heap, as a share of all tensors, and beside that"""
 SAMPLING_COPIES = 4
 """logits of the next tokens, with penalty and temperature, their softmax, its sorted or summed form"""
 
@@ -114,11 +114,12 @@ def saved_per_token(shape: Shape, precision: str, on_cpu: bool) -> int:
 
         float32       4 (6 D + 2 A + 2 K + 4 F + heads + 2)
         bf16          16 D + 2 (5 D + 2 A + 2 K + 4 F) + 4 (heads + 2)      attention in bf16 (a GPU)
-        bf16 on CPU   16 D + 4 (2 A + 2 K) + 2 (5 D + A + 4 F) + 4 (heads + 2)   attention in float32
+        bf16 on CPU   8 D + 4 (2 A + 2 K) + 2 (2 D + A + 4 F) + 4 (heads + 2)    attention in float32, quick norms
 
     Each of two norms keeps its input and its normalised form (float32 in both) and, in float32, its output; queries, keys,
     values and the attention's output A + K + K + A; gate, its activation, the other half and their product 4 F. In bf16
-    each of the five matrices that read a norm's output keeps a copy of its own, as autocast makes it. heads + 2: the
+    each of the five matrices that read a norm's output keeps a copy of its own, as autocast makes it; on a CPU the norms hand
+    on bf16 themselves (`ppomax.models.norms`), which is kept once, beside their input. heads + 2: the
     attention's and the norms' denominators. Head-by-head norms add the input and normalised form of queries and keys.
     """
     d, a, k, f = shape.width, shape.attention_width, shape.kv_width, shape.ffn
@@ -126,8 +127,9 @@ def saved_per_token(shape: Shape, precision: str, on_cpu: bool) -> int:
     normed = a + k if shape.head_norms else 0
     if precision == "float32":
         return 4 * (6 * d + 2 * a + 2 * k + 4 * f + 2 * normed) + small
-    attention = 4 * (2 * a + 2 * k) + 2 * a if on_cpu else 2 * (2 * a + 2 * k)
-    return 16 * d + attention + 2 * (5 * d + 4 * f) + 6 * normed + small
+    if on_cpu:
+        return 8 * d + 4 * (2 * a + 2 * k) + 2 * (2 * d + a + 4 * f) + 6 * normed + small
+    return 16 * d + 2 * (2 * a + 2 * k) + 2 * (5 * d + 4 * f) + 6 * normed + small
 
 
 def at_work(shape: Shape, tokens: int, precision: str) -> int:
@@ -201,7 +203,11 @@ def memory(work: Work, settings: Settings, devices: Devices) -> Memory:
         "update": _update(work, settings, devices),
         "step": _step(work, settings, devices),
     }
-    return Memory({phase: {**dict.fromkeys(PARTS, 0), **resident, **own} for phase, own in phases.items()}, host)
+    whole = {phase: {**dict.fromkeys(PARTS, 0), **resident, **own} for phase, own in phases.items()}
+    if devices.is_cpu:
+        for parts in whole.values():
+            parts["heap"] = int(HEAP_SHARE * sum(parts.values())) + HEAP_BYTES
+    return Memory(whole, host)
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:
@@ -365,7 +371,6 @@ def _update(work: Work, settings: Settings, devices: Devices) -> dict[str, int]:
             "gradients": 4 * _divided(trained, shards),
             "activations": kept,
             "logits": logits,
-            "heap": int(HEAP * (kept + logits)) if devices.is_cpu else 0,
             "buffers": gathered(shape, settings, work.precision, scalar=scalar, backward=True),
         }
 
