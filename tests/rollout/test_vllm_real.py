@@ -67,14 +67,14 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(words, stdout=out, stderr=out)
     try:
         began = time.monotonic()
-        while not ready(port):
+        while not ready("127.0.0.1", port):
             assert process.poll() is None and time.monotonic() - began < START_LIMIT, log.read_text()[-3000:]
             time.sleep(1)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert not ready(port)
+        assert not ready("127.0.0.1", port)
 
 
 def sampling(url: str, **changes: Any) -> PPOConfig:
