@@ -15,7 +15,8 @@ from ppomax.lab.statistics import end, smooth
 
 LOOKED_AT = {(arm, seed) for arm in ("vanilla", "ppo_max", "eta_005", "eta_01", "eta_02") for seed in (2, 3, 4)}
 """(arm, seed) of counted runs that were looked at while thresholds were chosen. With all of lab/development they tune; every
-other run is judged, whatever its arm and seed: nobody saw it before the thresholds stood."""
+other run is judged, whatever its arm and seed. Nobody looked at it to choose a threshold; but the rule about a KL penalty in force
+came when seventeen of them had been counted already (it changed no count of theirs)."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def truth(result: Result) -> Truth:
     elif "diverged" in result.header:
         kind = "diverged"
     elif end(rates) < 0.5:
-        above = [i for i, rate in enumerate(rates) if rate >= 0.5]
-        kind, fall = "collapsing", at[above[-1] + 1] if above else at[1]
+        first = max(i for i, rate in enumerate(rates) if rate < 0.5)
+        while first > 1 and rates[first - 1] < 0.5:
+            first -= 1
+        kind, fall = "collapsing", at[first]
     elif min(curve) >= 0.5 and max(curve) - end(rates) <= 0.05:
         kind = "healthy"
     points = list(zip(at[1:], curve, strict=True))

@@ -83,7 +83,7 @@ def kl_distance(h: History) -> Sign | None:
     if now is None or not entropy or entropy < 1e-6:
         return None
     share, room = now / entropy, REIN if reined(h) else 1.0
-    if share < 2 / 3 * room:  # a policy that holds was seen at .6 for a while
+    if share < 2 / 3 * room:  # policies that hold were seen at .6 for a while, at .68 for moments
         return None
     level: Level = "collapse" if share >= room else "warning"
     return Sign(level, f"KL to the reference is {now:.3g} nats a token, {share:.2g} of the entropy at the start")
@@ -247,20 +247,25 @@ def saturation(h: History) -> Sign | None:
     )
 
 
-SPIKES = ("grad_norm/policy", "grad_norm/critic", "policy/ratio_deviation", "policy/approx_kl", "loss/value")
+SPIKES = {
+    "grad_norm/policy": 1e-12, "grad_norm/critic": 1e-12, "loss/value": 1e-12,
+    "policy/ratio_deviation": 1e-6, "policy/approx_kl": 1e-10,
+}  # fmt: skip
+"""metrics of the update, and what is no more than rounding: the first update after sampling has a ratio of 1, so with one
+update an iteration the last two are 0 or nearly, and a thousand times nothing is nothing"""
 
 
 def spikes(h: History) -> Sign | None:
     """A number of the update far above its own last iterations."""
     worst: tuple[float, str, float, float] | None = None
-    for name in SPIKES:
+    for name, rounding in SPIKES.items():
         values = h.series(name, 2 * WINDOW + 1)
         if len(values) <= WINDOW:
             continue
         *past, now = values
-        middle = median(past)
+        middle = max(median(past), rounding)
         if now > 5 * middle and now > middle + 10 * spread(past) and (worst is None or now / middle > worst[0]):
-            worst = (now / middle if middle > 0 else math.inf, name, now, middle)
+            worst = (now / middle, name, now, middle)
     if worst is None:
         return None
     ratio, name, now, middle = worst

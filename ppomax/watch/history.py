@@ -50,9 +50,12 @@ class History:
 
     def forget_after(self, iteration: int) -> None:
         """Back to the state before ``iteration``: what came since belongs to weights that were given up."""
-        dropped = sum(row["iteration"] >= iteration for row in self.rows)
+        oldest = self.rows[0] if self.rows else None
         self.rows = [row for row in self.rows if row["iteration"] < iteration]
-        self.policy_iterations -= dropped
+        if self.rows:
+            self.policy_iterations = int(self.rows[-1]["policy_iteration"])
+        elif oldest is not None:  # further back than is remembered
+            self.policy_iterations = max(0, int(oldest["policy_iteration"] - 1 - (oldest["iteration"] - iteration)))
 
     def series(self, name: str, last: int | None = None) -> list[float]:
         """Values of the policy's iterations, oldest first, those without the metric left out."""
@@ -65,7 +68,7 @@ class History:
         return median(values) if len(values) >= min(3, BASELINE) else None
 
     def start_noise(self, name: str) -> float:
-        """Standard deviation of one iteration's number about the trend, from the first two dozen iterations at most."""
+        """Standard deviation of one iteration's number about the trend: over the iterations that are remembered."""
         rows = self.first if len(self.rows) < 8 else self.rows
         return noise([row[name] for row in rows if name in row])
 

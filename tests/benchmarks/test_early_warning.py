@@ -38,6 +38,7 @@ def result(
     [
         ([0.5, 0.6, 0.62, 0.6, 0.4, 0.3, 0.2], "collapsing", 32),
         ([0.5, 0.6, 0.4, 0.6, 0.4, 0.3, 0.2], "collapsing", 32),  # the last stretch below 50% counts
+        ([0.5, 0.6, 0.45, 0.4, 0.51], "collapsing", 16),  # one noisy evaluation at the end
         ([0.4, 0.3, 0.3, 0.3, 0.2], "collapsing", 8),  # never above: from the first evaluation after the start
         ([0.4, 0.6, 0.62, 0.61, 0.6], "healthy", None),  # before any training, 50% is chance
         ([0.5, 0.6, 0.3, 0.3, 0.3, 0.6, 0.7, 0.7], "neither", None),

@@ -363,6 +363,32 @@ def test_after_a_rollback_nothing_is_remembered_of_what_was_given_up() -> None:
     assert watch.state_dict() == fresh.state_dict() and watch.healthy_until == math.inf
 
 
+def test_iterations_are_counted_right_after_a_rollback_further_than_is_remembered() -> None:
+    """KL that rises at one constant rate accelerates nowhere: not after a rollback from 150 to the start either."""
+    rows = [{**row, "kl/ref": 0.002 * i, "kl/ref_sequence": 0.2 * i} for i, row in enumerate(healthy(3, 260))]
+    for back in (0, 70):
+        watch = CollapseWatch()
+        for row in rows[:150]:
+            watch.step(row)
+        watch.forget_after(back)
+        assert watch.history.policy_iterations == back
+        after = [{**row, "iteration": 150 + i} for i, row in enumerate(rows[back:250])]
+        told = [a for row in after for a in watch.step(row)]
+        assert not [a for a in told if a.detector == "kl_acceleration"]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_rounding_of_a_ratio_of_one_is_no_spike(both: bool) -> None:
+    """One update an iteration: ratios are 1 but for rounding, medians 0. No division by 0, and nothing to tell."""
+    rows = healthy(5)
+    for i, row in enumerate(rows):
+        row["policy/ratio_deviation"] = 1e-8 * (i % 13 == 12)
+        row["policy/approx_kl"] = 2.5e-15 * (i % 13 == 12) if both else row["policy/approx_kl"]
+    assert not [a for a in alarms_of(rows) if a.detector == "spikes"]
+    rows[60]["policy/ratio_deviation"] = 0.5
+    assert [a.iteration for a in alarms_of(rows) if a.detector == "spikes"] == [60]
+
+
 def test_scan_reads_a_run(tmp_path: Path) -> None:
     rows = with_fault(tail)
     file = tmp_path / "metrics.jsonl"
