@@ -290,7 +290,7 @@ def reward_histogram(
     """Distribution of the training reward over fixed held-out prompts as training goes on (Fig. 13), a column a run.
 
     ``runs``: name -> rows of samples.jsonl. At most ``ridges`` times, the first and the last among them; a tick under
-    each density marks its median. ``span``: lowest and highest score, where several figures are to have one range.
+    each density marks its median. ``span``: ends of the axis (`ridge_span`), where several figures are to have one range.
     ``number``: ``score``, or ``length`` for the lengths of the same answers; ``colour``: the first run's place among all.
     """
     title, unit = {"score": ("reward", "score of the reward model"), "length": ("length", "tokens of the answer")}[
@@ -301,10 +301,8 @@ def reward_histogram(
     axes = figure.subplots(1, max(1, len(runs)), sharex=True, squeeze=False)[0]
     by_run = {name: scores_by_update(rows, number) for name, rows in runs.items()}
     shown_of = {name: _spread_out(sorted(by_update), ridges) for name, by_update in by_run.items()}
-    drawn = [score for name, by_update in by_run.items() for u in shown_of[name] for score in by_update[u]] or [0.0]
-    drawn += span or ()
-    margin = 0.2 * max(max(drawn) - min(drawn), 1e-6)
-    grid = np.linspace(min(drawn) - margin, max(drawn) + margin, 400)
+    drawn = [by_update[u] for name, by_update in by_run.items() for u in shown_of[name]]
+    grid = np.linspace(*(span or ridge_span(drawn)), 400)
     for i, (axis, (name, by_update)) in enumerate(zip(axes, by_run.items(), strict=False)):
         if not by_update:
             axis.set_title(f"{label(name)}: no samples")
@@ -324,6 +322,14 @@ def reward_histogram(
         axis.grid(alpha=0.25, axis="x")
     figure.suptitle(f"{title} over {_prompt_count(runs)} fixed held-out prompts (tick: median)")
     save_figure(figure, path)
+
+
+def ridge_span(parts: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Ends of an axis on which the densities of all ``parts`` run out: 3 bandwidths beyond the scores, a fifth at least."""
+    every = [score for part in parts for score in part] or [0.0]
+    low, high = min(every), max(every)
+    margin = max([0.2 * max(high - low, 1e-6), *(3 * _silverman(np.asarray(part)) for part in parts)])
+    return low - margin, high + margin
 
 
 def scores_by_update(rows: Sequence[Row], number: str = "score") -> dict[int, list[float]]:
@@ -350,11 +356,15 @@ def _prompt_count(runs: Mapping[str, Sequence[Row]]) -> str:
 
 def density(values: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gaussian kernel density (len(grid),) of ``values`` (n,), bandwidth by Silverman's rule (not below a grid step)."""
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    bandwidth = max(1.06 * spread * len(values) ** -0.2, float(grid[1] - grid[0]))
+    bandwidth = max(_silverman(values), float(grid[1] - grid[0]))
     z = (grid[:, None] - values[None, :]) / bandwidth
     kernel: NDArray[np.float64] = np.exp(-0.5 * z * z).sum(axis=1)
     return kernel / (len(values) * bandwidth * math.sqrt(2 * math.pi))
+
+
+def _silverman(values: NDArray[np.float64]) -> float:
+    """Bandwidth for a density of ``values`` (n,)."""
+    return 1.06 * float(values.std(ddof=1)) * len(values) ** -0.2 if len(values) > 1 else 0.0
 
 
 def time_by_phase(rows: Sequence[Row], path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from ppomax.report.figures import (
     phase_seconds,
     policy_series,
     reward_histogram,
+    ridge_span,
     scores_by_update,
     time_by_phase,
     training_panel,
@@ -34,7 +36,7 @@ from ppomax.report.text import shortened, without_piles
 Runs = Mapping[str, Stage]
 SHOWN = (
     ("reward/mean", "reward"),
-    ("kl/ref", "KL to the reference, nats a token"),
+    ("kl/ref", "KL to the reference (k1), nats a token"),
     ("response/length", "response length, tokens"),
     ("response/truncated", "share cut at the length limit"),
     ("policy/perplexity", "perplexity on its own responses"),
@@ -205,7 +207,6 @@ def _judged(runs: Runs) -> Figures | None:
         else:
             curves[name] = (run.evaluations, "eval/win_rate")
             baselines = baselines[:1]
-        highest = max(run.evaluations, key=lambda row: row["eval/win_rate"])
         tie = (
             "a preference that turns with the order of the answers"
             if any(judge.get("llm") for judge in watch.get("judge") or [])
@@ -216,10 +217,7 @@ def _judged(runs: Runs) -> Figures | None:
             f"reference model's {' and its '.join(words[b] for b in baselines)}; {tie} is a tie and counts half."
         )
         alike.setdefault(said, []).append(name)
-        best.append(
-            f"{name + ': ' if len(judged) > 1 else ''}{100 * highest['eval/win_rate']:.1f}% at iteration "
-            f"{highest['iteration']}{', kept in best/' if watch.get('keep_best') else ''}"
-        )
+        best.append(f"{name + ': ' if len(judged) > 1 else ''}{_best(run.evaluations, bool(watch.get('keep_best')))}")
     captions = [f"J{said}" if len(alike) == 1 else f"{', '.join(names)}: j{said}" for said, names in alike.items()]
     captions.append(f"Best: {'; '.join(best)}.")
     judge = (
@@ -248,14 +246,33 @@ def _judged(runs: Runs) -> Figures | None:
     return Figures("win_rate", "Judged win rate over training", [picture], " ".join(captions))
 
 
+def _best(evaluations: Sequence[Mapping[str, Any]], keep: bool) -> str:
+    """The highest win rate, and what is in best/: no policy with verdicts on under half of the prompts is kept there."""
+
+    def highest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        return max(rows, key=lambda row: row["eval/win_rate"])
+
+    def said(row: Mapping[str, Any]) -> str:
+        return f"{100 * row['eval/win_rate']:.1f}% at iteration {row['iteration']}"
+
+    best = highest(evaluations)
+    if not keep:
+        return said(best)
+    enough = [row for row in evaluations if row["eval/prompts"] >= row.get("eval/judge_failed", 0)]
+    kept = highest(enough) if enough else None
+    if kept is best:
+        return f"{said(best)}, kept in best/"
+    instead = f"{said(kept)} is" if kept else "nothing is"
+    return f"{said(best)}, with verdicts on under half of the prompts; {instead} kept in best/"
+
+
 def _distributions(runs: Runs, column: str) -> Figures | None:
     """Of the fixed held-out prompts as training goes on, over the same range in all runs: scores (Fig. 13), lengths."""
     rows = {name: _held_out(run, column) for name, run in runs.items()}
     found = {name: values for name in runs if (values := scores_by_update(rows[name], column))}
     if not found:
         return None
-    every = [value for values in found.values() for part in values.values() for value in part]
-    span = (min(every), max(every))
+    span = ridge_span([part for values in found.values() for part in values.values()])
     files = f"{'reward' if column == 'score' else column}s"
     pictures = [
         Picture(f"{files}_{name}" if len(found) > 1 else files, _medians(f"{files}, {name}", values),
@@ -275,12 +292,9 @@ def _held_out(run: Stage, column: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _medians(what: str, scores: Mapping[int, Sequence[float]]) -> str:
-    def median(update: int) -> str:
-        ordered = sorted(scores[update])
-        return number(ordered[len(ordered) // 2])
-
     first, last = min(scores), max(scores)
-    return f"distribution of the {what}: median {median(first)} at update {first}, {median(last)} at update {last}"
+    start, end = (number(statistics.median(scores[update])) for update in (first, last))
+    return f"distribution of the {what}: median {start} at update {first}, {end} at update {last}"
 
 
 def _times(runs: Runs) -> Figures | None:

@@ -233,9 +233,13 @@ def verdict(result: Mapping[str, Any]) -> str:
         right, longer = found["overall"]["model"], found["overall"]["longer"]
         low, high = right["interval"]
         text = f"{short[model]} puts {share(right['accuracy'])} [{share(low)}, {share(high)}] in the right order"
-        if low <= 0.5 <= high:
+        if high < 0.5:
+            text += ", worse than chance"
+        elif low <= 0.5:
             text += ", which chance may do as well"
-        elif low <= longer["accuracy"] <= high:
+        if high < longer["accuracy"]:
+            text += f", worse than preferring the longer answer ({share(longer['accuracy'])})"
+        elif 0.5 < low <= longer["accuracy"]:
             text += f", no clear gain over preferring the longer answer ({share(longer['accuracy'])})"
         by_length = [found[f"better_is_{word}"] for word in ("longer", "shorter")]
         if all(cell["n"] for cell in by_length):

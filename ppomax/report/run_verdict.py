@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from ppomax.evaluate.winrate import all_alike
 from ppomax.report.comparison import FALLEN, RISEN, Rate, verdict
 from ppomax.report.figures import policy_series, running_mean
 from ppomax.report.stages import Course, Stage
@@ -45,6 +46,8 @@ WATCHED = (
     Watched(("policy/entropy",), "entropy", " nats"),
     Watched(("response/distinct_2", "eval/distinct_2"), "diversity (distinct-2)"),
 )
+ESTIMATOR = {"kl/ref_k3": " (k3)", "kl/ref": " (k1)"}
+"""what is said of the name of a KL: the two estimates of it differ"""
 
 
 def two_sentences(run: Stage) -> list[str]:
@@ -56,12 +59,15 @@ def two_sentences(run: Stage) -> list[str]:
 
 
 def win_rate(run: Stage) -> Rate | None:
-    """The last judged win rate with its 95% interval; None where nothing was judged."""
+    """The last judged win rate with its 95% interval (`all_alike` where the outcomes are); None where nothing was judged."""
     if not run.evaluations:
         return None
     last = run.evaluations[-1]
-    value, half = float(last["eval/win_rate"]), 1.96 * float(last["eval/win_rate_se"])
-    return Rate(value, max(0.0, value - half), min(1.0, value + half), int(last["eval/prompts"]))
+    value, half, n = float(last["eval/win_rate"]), 1.96 * float(last["eval/win_rate_se"]), int(last["eval/prompts"])
+    if half == 0:
+        found = all_alike(value, n)
+        return Rate(value, found.low, found.high, n)
+    return Rate(value, max(0.0, value - half), min(1.0, value + half), n)
 
 
 def judge_name(run: Stage) -> str:
@@ -98,9 +104,10 @@ def _better(run: Stage, reward: Course) -> str:
 def _turned(run: Stage) -> str:
     turned, kept = [], []
     for watched in WATCHED:
-        steps, values = _course(run, watched)
+        metric, steps, values = _course(run, watched)
         if len(values) < 2:
             continue
+        name = watched.name + ESTIMATOR.get(metric, "")
         first, last = values[0], values[-1]
         change = f"{_short(first)} to {_short(last)}{watched.unit}"
         beyond = [watched.turned(value, first) for value in values]
@@ -108,20 +115,24 @@ def _turned(run: Stage) -> str:
             since = len(beyond) - 1
             while since and beyond[since - 1]:
                 since -= 1
-            turned.append(f"{watched.name} from {change} (since update {steps[since]})")
+            turned.append(f"{name} from {change} (since update {steps[since]})")
         else:
-            kept.append(f"{watched.name} {change}")
+            kept.append(f"{name} {change}")
     cut = Course.of(run, "response/truncated")
     if cut is not None and cut.last > max(0.5, cut.first):
         turned.append(f"answers cut at the length limit from {cut.first:.0%} to {cut.last:.0%}")
-    text = "What turned: " + "; ".join(turned) if turned else "Nothing turned (" + ", ".join(kept) + ")"
-    if turned and kept:
-        text += "; what did not: " + ", ".join(kept)
+    if turned:
+        text = "What turned: " + "; ".join(turned)
+        text += "; what did not: " + ", ".join(kept) if kept else ""
+    elif kept:
+        text = "Nothing turned (" + ", ".join(kept) + ")"
+    else:
+        text = "No number was measured twice, so whether any turned is not known"
     return f"{text}; {_alarms(run)}."
 
 
-def _course(run: Stage, watched: Watched) -> tuple[list[int], list[float]]:
-    """Smoothed over a tenth of the run."""
+def _course(run: Stage, watched: Watched) -> tuple[str, list[int], list[float]]:
+    """(metric, updates, values) of the first metric that the run has; metrics are smoothed over a tenth of the run."""
     for metric in watched.metrics:
         if metric.startswith("eval/"):
             kept = [row for row in run.evaluations if isinstance(row.get(metric), int | float)]
@@ -130,8 +141,8 @@ def _course(run: Stage, watched: Watched) -> tuple[list[int], list[float]]:
             steps, values = policy_series(run.metrics, metric)
             values = running_mean(values, max(1, len(values) // 10) | 1)
         if values:
-            return steps, values
-    return [], []
+            return metric, steps, values
+    return "", [], []
 
 
 def _short(value: float) -> str:

@@ -49,11 +49,12 @@ def judge_reward_model(stage: Stage, verdicts: Verdicts) -> None:
         verdicts.add(f"{text}.")
         return
     best = max(known, key=lambda name: known[name])
+    than = "both baselines" if len(known) > 1 else "its baseline"
     beside = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
     if model["interval"][0] > known[best]:
-        verdicts.add(f"{text}: better than both baselines ({beside}).", expected=True)
+        verdicts.add(f"{text}: better than {than} ({beside}).", expected=True)
     elif model["accuracy"] > known[best]:
-        verdicts.add(f"{text}: above its baselines ({beside}), but '{best}' lies within its interval.", expected=False)
+        verdicts.add(f"{text}: above {than} ({beside}), but '{best}' lies within its interval.", expected=False)
     else:
         verdicts.add(f"{text}: no better than '{best}' ({beside}).", expected=False)
     for name, part in stage.evaluation["held_out"]["sources"].items():

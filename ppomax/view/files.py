@@ -47,18 +47,22 @@ def number(value: Any) -> float:
 
 
 def last_rows(path: Path, size: int = 64_000) -> list[dict[str, Any]]:
-    """The rows within the last ``size`` bytes of a file, oldest first."""
+    """The rows within the last ``size`` bytes of a file, oldest first; within more where no whole row is so short."""
     try:
         with open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
-            start = max(0, end - size)
-            file.seek(start)
-            lines = file.read(end - start).split(b"\n")[:-1]
+            while True:
+                start = max(0, end - size)
+                file.seek(start)
+                lines = file.read(end - start).split(b"\n")[:-1]
+                if start:
+                    lines = lines[1:]  # its beginning is missing
+                rows = [row for line in lines if (row := parse(line)) is not None]
+                if rows or not start or size > LONGEST_LINE:
+                    return rows
+                size *= 4
     except OSError:
         return []
-    if start:
-        lines = lines[1:]  # its beginning is missing
-    return [row for line in lines if (row := parse(line)) is not None]
 
 
 def stamp(path: Path) -> tuple[int, ...]:

@@ -145,8 +145,8 @@ def summary(run: Run) -> dict[str, Any]:
     rows = last_rows(run.path / "metrics.jsonl")
     state, why = state_of(run, rows)
     last: dict[str, Any] = {}
-    for row in rows:  # evaluations are not in every line
-        last |= {key: value for key, value in row.items() if number(value) == number(value)}
+    for row in rows[-1:] if run.kind == "ppo" else rows:  # the others' evaluations are not in every line
+        last |= row
     numbers = {title: rounded(number(last.get(metric))) for metric, title in NUMBERS[run.kind]}
     if run.kind == "ppo":
         judged = last_rows(run.path / "evaluations.jsonl")

@@ -357,3 +357,9 @@ def test_verdict_says_when_length_would_do_as_well() -> None:
     assert "no clear gain" not in verdict({"pairs": 100, "prompts": 90, "models": {"m": found}})
     found["overall"]["model"] = {"accuracy": 0.52, "interval": [0.45, 0.6], "n": 100}
     assert "chance" in verdict({"pairs": 100, "prompts": 90, "models": {"m": found}})
+    found["overall"]["model"] = {"accuracy": 0.4, "interval": [0.3, 0.49], "n": 100}
+    said = verdict({"pairs": 100, "prompts": 90, "models": {"m": found}})
+    assert "in the right order, worse than chance, worse than preferring the longer answer (50.0%)" in said
+    found["overall"] |= {"model": {"accuracy": 0.6, "interval": [0.55, 0.65], "n": 100}, "longer": {"accuracy": 0.7}}
+    said = verdict({"pairs": 100, "prompts": 90, "models": {"m": found}})
+    assert "in the right order, worse than preferring the longer answer (70.0%)" in said

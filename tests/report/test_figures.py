@@ -17,6 +17,7 @@ from ppomax.report.figures import (
     metric_curve,
     policy_series,
     reward_histogram,
+    ridge_span,
     running_mean,
     training_panel,
     win_rate_curve,
@@ -159,6 +160,14 @@ def test_histogram_of_lengths(tmp_path: Path, drawn: list[Any]) -> None:
     assert [line.get_xdata()[0] for line in axis.get_lines() if len(line.get_xdata()) == 2] == [2, 12, 22]
     assert axis.get_xlabel() == "tokens of the answer"
     assert drawn[0].get_suptitle() == "length over 5 fixed held-out prompts (tick: median)"
+
+
+def test_densities_of_few_scores_run_out_on_the_axis() -> None:
+    # two scores 0 and 1: std 0.7071, bandwidth 1.06 * 0.7071 * 2^-0.2 = 0.6525
+    assert ridge_span([[0.0, 1.0], [0.5]]) == pytest.approx((-1.9575, 2.9575), abs=1e-3)
+    assert ridge_span([[0.0], [10.0]]) == (-2, 12)
+    grid = np.linspace(*ridge_span([[0.0, 1.0]]), 400)
+    assert np.trapezoid(density(np.array([0.0, 1.0]), grid), grid) > 0.997
 
 
 def test_density_is_one() -> None:

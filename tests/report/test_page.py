@@ -17,8 +17,10 @@ from ppomax.config import PPOConfig, RewardConfig
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml, from_mapping
 from ppomax.report.page import ppo_page, report
-from ppomax.report.ppo_part import LONGEST_TEXT, largest, shades
-from ppomax.report.run_verdict import WATCHED
+from ppomax.report.ppo_part import LONGEST_TEXT, figures, largest, shades
+from ppomax.report.run_verdict import WATCHED, two_sentences, win_rate
+from ppomax.report.stages import Stage
+from ppomax.report.verdicts import Verdicts, judge_reward_model
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"' {{ 7 * 7 }} \x00 \u202eabc\u2066 \ud800 你好 "
@@ -121,7 +123,7 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
     (run / "alarms.jsonl").unlink()
     page = ppo_page(run)
     assert (
-        "What turned: KL to the reference from 0 to 0.4 nats a token (since update 12); " in page
+        "What turned: KL to the reference (k3) from 0 to 0.4 nats a token (since update 12); " in page
     )  # not at 4: it came back
     assert "perplexity from 512 to 7 (since update 16); what did not: length 10 to 15 tokens; no alarms." in page
 
@@ -133,6 +135,65 @@ def test_perplexity_turns_by_its_log() -> None:
     assert perplexity.turned(0.5, 512.0) and not perplexity.turned(3.0, 1.0)
     length = next(w for w in WATCHED if w.name == "length")
     assert [length.turned(x, 10.0) for x in (4.9, 5.1, 19.9, 20.1)] == [True, False, False, True]
+
+
+def judged(rate: float, se: float, prompts: int, **others: Any) -> dict[str, Any]:
+    numbers = {"eval/win_rate": rate, "eval/win_rate_se": se, "eval/prompts": prompts, "eval/judge_failed": 0}
+    return (
+        numbers | {"eval/win_rate_sampled": rate, "eval/win_rate_sampled_se": se, "update": 4, "iteration": 1} | others
+    )
+
+
+def stage(tmp_path: Path, rewards: list[float], evaluations: list[dict[str, Any]], keep: bool = True) -> Stage:
+    metrics = [{"iteration": i, "update": 4 * i, "reward/mean": r, "reward/std": 0.2} for i, r in enumerate(rewards)]
+    settings = {"watch": {"judge": [{"llm": "m"}], "keep_best": keep}}
+    return Stage("run", tmp_path, metrics=metrics, evaluations=evaluations, config=settings)
+
+
+def test_few_prompts_that_are_all_alike_prove_nothing(tmp_path: Path) -> None:
+    won, lost = (stage(tmp_path, [0.0, 1.0], [judged(rate, 0.0, 3)]) for rate in (1.0, 0.0))
+    # 0.025^(1/3) = 0.2924: three wins of three may be the luck of a policy that wins 29%
+    assert str(win_rate(won)) == "100% [29, 100]" and str(win_rate(lost)) == "0% [0, 71]"
+    for run in (won, lost):
+        text = two_sentences(run)[0]
+        assert "not to be told from the reference's" in text and "exploited" not in text
+
+
+def test_one_iteration_tells_nothing_of_turns(tmp_path: Path) -> None:
+    run = stage(tmp_path, [0.0], [])
+    assert two_sentences(run)[1] == "No number was measured twice, so whether any turned is not known; no alarms."
+
+
+def test_what_is_kept_of_an_llm_judge_with_few_verdicts(tmp_path: Path) -> None:
+    few = judged(1.0, 0.0, 3, iteration=2, **{"eval/judge_failed": 7})
+    half = judged(0.6, 0.2, 5, **{"eval/judge_failed": 5})
+
+    def caption(evaluations: list[dict[str, Any]], keep: bool = True) -> str:
+        found = figures({"run": stage(tmp_path, [0.0, 1.0], evaluations, keep)})
+        return next(figure.caption for figure in found if figure.name == "win_rate")
+
+    said = "Best: 100.0% at iteration 2, with verdicts on under half of the prompts; "
+    assert said + "60.0% at iteration 1 is kept in best/." in caption([half, few])
+    assert said + "nothing is kept in best/." in caption([few])
+    assert "Best: 60.0% at iteration 1, kept in best/." in caption([half])
+    assert "Best: 100.0% at iteration 2." in caption([half, few], keep=False)
+
+
+def test_median_in_words_is_the_one_drawn(tmp_path: Path) -> None:
+    run = stage(tmp_path, [0.0], [])
+    run.samples.extend({"update": 0, "iteration": 0, "score": score} for score in (1.0, 2.0, 4.0, 8.0))
+    (figure,) = (figure for figure in figures({"run": run}) if figure.name == "rewards")
+    assert "median 3 at update 0" in figure.pictures[0].about
+
+
+@pytest.mark.parametrize(("words", "said"), [(None, "its baseline (the"), ({"accuracy": 0.55}, "both baselines (the")])
+def test_baselines_are_counted(tmp_path: Path, words: Any, said: str) -> None:
+    model = {"accuracy": 0.8, "interval": [0.7, 0.9], "n": 100}
+    overall = {"model": model, "longer": {"accuracy": 0.6}, "bag_of_words": words, "length_matched": {"n": 0}}
+    run = Stage("rm", tmp_path, evaluation={"held_out": {"overall": overall, "sources": {}}})
+    verdicts = Verdicts()
+    judge_reward_model(run, verdicts)
+    assert f"better than {said} longer answer wins 0.600" in verdicts.said[0]
 
 
 def test_page_of_a_run_without_samples(tmp_path: Path) -> None:

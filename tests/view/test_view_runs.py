@@ -60,6 +60,20 @@ def test_runs_below_a_folder(tmp_path: Path) -> None:
     assert find_runs(tmp_path / "nowhere") == []
 
 
+def test_numbers_of_the_list_are_the_newest(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "ppo")
+    write(run / "metrics.jsonl", [line(0), line(1, **{"reward/mean": None})])
+    long = {"iteration": 1, "update": 4, "eval/win_rate": 0.75, "rewards": [0.123] * 20_000}
+    write(run / "evaluations.jsonl", [{"iteration": 0, "update": 0, "eval/win_rate": 0.5}, long])
+    numbers = summary(only(tmp_path))["numbers"]
+    assert numbers["reward"] is None and numbers["KL"] == 0.01
+    assert numbers["win rate"] == 0.75, "though its line is longer than what is read at first"
+    write(make_run(tmp_path / "b" / "rm", "reward") / "metrics.jsonl", [
+        {"update": 0, "loss/preference": 0.7, "eval/accuracy": 0.6}, {"update": 1, "loss/preference": 0.5}
+    ])  # fmt: skip
+    assert summary(only(tmp_path / "b"))["numbers"] == {"loss": 0.5, "accuracy": 0.6}
+
+
 def test_too_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "MOST_RUNS", 2)
     for i in range(3):
