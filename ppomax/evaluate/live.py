@@ -172,6 +172,9 @@ def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline])
         numbers[f"eval/reward_{name}"] = float(np.mean(baseline.reward))
         numbers[f"eval/reward_{name}_std"] = _std(baseline.reward)
     tokens = sum(len(a.tokens) for a in answers)
+    different, pairs, *_ = repetition([a.tokens for a in answers])
+    if pairs:
+        numbers["eval/distinct_2"] = different / pairs
     return numbers | {
         **reward_numbers([a.reward for a in answers]),
         "eval/kl": float(np.mean([a.kl for a in answers])),
@@ -181,14 +184,7 @@ def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline])
         "eval/perplexity": float(np.exp(sum(a.nll for a in answers) / tokens)),
         "eval/entropy": sum(a.entropy for a in answers) / tokens,
         "eval/distinct": len({a.text for a in answers}) / len(answers),
-        "eval/distinct_2": distinct_pairs([a.tokens for a in answers]),
     }
-
-
-def distinct_pairs(sequences: Sequence[Sequence[int]]) -> float:
-    """distinct-2 (Li et al. 2016): different pairs of neighbouring tokens / all of them; nan where there is none."""
-    different, pairs, *_ = repetition(sequences)
-    return different / pairs if pairs else math.nan
 
 
 def _by_category(values: Sequence[float], categories: Sequence[str], name: str) -> dict[str, float]:

@@ -275,7 +275,8 @@ def train_ppo(
             for name, values in by_source.items():
                 record[f"reward/source/{name}"] = values.double().mean().item()
             record |= tally.means()
-            record |= {"kl/coef": kl_coef, "lr/critic": lr_critic}
+            unit = loop.moments.std if config.reward_shaping.scale or config.reward_shaping.normalise else 1.0
+            record |= {"kl/coef": kl_coef, "kl/price": kl_coef * unit, "lr/critic": lr_critic}
             if train_policy:
                 record["lr/policy"] = lr_policy
             record |= {"reward/history_mean": loop.moments.mean, "reward/history_std": loop.moments.std}

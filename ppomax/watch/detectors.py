@@ -66,11 +66,13 @@ def reined(h: History) -> bool:
     Less, and nothing holds the policy back; more, and it was not held. In between distance is bought, and ends where a nat
     is no longer worth its price: it may be large without being a sign of collapse, and what it buys falls in any case.
     """
-    coef, distance = h.now("kl/coef"), h.now("kl/ref_sequence")
+    price, distance = h.now("kl/price"), h.now("kl/ref_sequence")
+    if price is None:  # a stream of another program: its penalty is taken to be paid in the scores' own units
+        price = h.now("kl/coef")
     first, now = h.start("reward/mean"), h.now("reward/mean")
-    if coef is None or distance is None or first is None or now is None or now <= first:
+    if price is None or distance is None or first is None or now is None or now <= first:
         return False
-    return 0.1 <= coef * distance / (now - first) <= 1
+    return 0.1 <= price * distance / (now - first) <= 1
 
 
 def kl_distance(h: History) -> Sign | None:

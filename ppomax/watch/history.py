@@ -11,7 +11,7 @@ from ppomax.watch.robust import noise
 
 WATCHED = (
     "reward/mean", "reward/std", "reward/skewness", "reward/p5", "reward/p50", "reward/p95",
-    "kl/ref", "kl/ref_sequence", "kl/coef", "policy/perplexity", "policy/entropy", "policy/approx_kl", "policy/ratio_deviation",
+    "kl/ref", "kl/ref_sequence", "kl/coef", "kl/price", "policy/perplexity", "policy/entropy", "policy/approx_kl", "policy/ratio_deviation",
     "response/length", "response/truncated", "response/distinct", "response/distinct_2", "response/repeated_ngram_rate",
     "response/compression", "value/explained_variance", "grad_norm/policy", "grad_norm/critic", "loss/value",
 )  # fmt: skip

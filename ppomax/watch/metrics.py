@@ -73,7 +73,9 @@ def reward_shape(scores: Tensor, name: str = "reward/") -> dict[str, float]:
     low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.double)).tolist()
     centred = values - values.mean()
     variance = (centred**2).mean()
-    skewness = ((centred**3).mean() / variance**1.5).item() if variance > 0 else 0.0
+    # the mean of equal scores is off by rounding: their variance is then not 0, and their skewness 1 or -1
+    differ = variance.sqrt() > 1e-12 * values.abs().max()
+    skewness = ((centred**3).mean() / variance**1.5).item() if differ else 0.0
     return {f"{name}p5": low, f"{name}p50": middle, f"{name}p95": high, f"{name}skewness": skewness}
 
 
@@ -90,16 +92,19 @@ def position_metrics(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> di
 
 
 def response_metrics(ids: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, float]:
-    """Diversity and repetition of one iteration's responses: token ids, and the same as texts."""
+    """Diversity and repetition of one iteration's responses: token ids, and the same as texts.
+
+    Where no response has two tokens there is no distinct-2 (Li et al. 2016).
+    """
     lengths = torch.tensor([float(len(row)) for row in ids], dtype=torch.double)
     low, high = torch.quantile(lengths, torch.tensor([0.05, 0.95], dtype=torch.double)).tolist()
     different, pairs, repeats, grams = repetition(ids)
     joined = "\n".join(texts).encode()
-    return {
+    numbers = {"response/distinct_2": different / pairs} if pairs else {}
+    return numbers | {
         "response/length_p5": low,
         "response/length_p95": high,
         "response/distinct": len(set(texts)) / len(texts),
-        "response/distinct_2": different / max(pairs, 1),
         "response/repeated_ngram_rate": repeats / max(grams, 1),
         "response/compression": len(zlib.compress(joined, 6)) / max(len(joined), 1),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from ppomax.evaluate.live import (
     Baseline,
     JudgedAnswer,
     comparison_numbers,
-    distinct_pairs,
     distributions,
     evaluation_numbers,
     histogram,
@@ -87,9 +87,15 @@ def test_ties_are_up_to_the_band() -> None:
 
 
 def test_distinct_pairs() -> None:
-    assert distinct_pairs([(1, 1, 1, 1)]) == pytest.approx(1 / 3)
-    assert distinct_pairs([(1, 2), (2, 1)]) == 1.0  # pairs do not reach from one answer into the next
-    assert math.isnan(distinct_pairs([(1,), (2,)]))
+    def found(*tokens: tuple[int, ...]) -> float | None:
+        answers = [replace(answer(0.5), tokens=row) for row in tokens]
+        baseline = Baseline((0.0,) * len(answers), (0.0,) * len(answers))
+        numbers = evaluation_numbers(answers, {"sampled": baseline}, ["x"] * len(answers), 0.05)
+        return numbers.get("eval/distinct_2")
+
+    assert found((1, 1, 1, 1)) == pytest.approx(1 / 3)
+    assert found((1, 2), (2, 1)) == 1.0  # pairs do not reach from one answer into the next
+    assert found((1,), (2,)) is None
 
 
 def test_one_prompt_and_bad_scores() -> None:

@@ -98,7 +98,8 @@ def slow_iteration(
         out["rewards"].append(rewards)
         out["advantages"].append(advantages)
         out["returns"].append(returns)
-    return {**out, "mean": mean, "std": std}
+    price = config.kl.coef * (std if shaping.scale or shaping.normalise else 1)
+    return {**out, "mean": mean, "std": std, "price": price}
 
 
 def flat(rows: list[list[float]]) -> list[float]:
@@ -121,7 +122,7 @@ def slow_metrics(slow: dict[str, Any]) -> dict[str, float]:
     return {
         "reward/mean": sum(slow["scores"]) / size, "reward/std": math.sqrt(spread(slow["scores"])),
         "reward/source/byte_sum": sum(slow["scores"]) / size, "reward/shaped_mean": sum(slow["shaped"]) / size,
-        "reward/history_mean": slow["mean"], "reward/history_std": slow["std"],
+        "reward/history_mean": slow["mean"], "reward/history_std": slow["std"], "kl/price": slow["price"],
         "kl/ref": sum(difference) / n, "kl/ref_k2": sum(d * d / 2 for d in difference) / n,
         "kl/ref_k3": sum(math.exp(-d) - 1 + d for d in difference) / n, "kl/ref_sequence": sum(difference) / size,
         "response/length": n / size, "response/length_std": math.sqrt(spread([float(x) for x in lengths])),
@@ -269,7 +270,9 @@ def test_learns_a_problem_with_a_known_answer_and_kl_holds_it_back(tmp_path: Pat
     assert sum(m["reward/mean"] for m in held.metrics[-3:]) / 3 < 0.35
     assert free.metrics[-1]["kl/ref_sequence"] > 5
     assert all(m["kl/ref_sequence"] < 4 for m in held.metrics)
-    assert free.metrics[-1]["value/explained_variance"] > free.metrics[0]["value/explained_variance"]
+    # Not by explained variance: at the end all rewards are nearly 1, and a share of next to no variance is noise.
+    losses = [m["loss/value"] for m in free.metrics]
+    assert sum(losses[-3:]) / 3 < losses[0] / 50, "a critic that learnt nothing would be as wrong as at the start"
 
 
 def test_learns_with_adapters_and_final_loads_without_them(tmp_path: Path) -> None:

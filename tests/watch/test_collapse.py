@@ -288,6 +288,18 @@ def test_a_penalty_in_force_lets_it_go_further(coef: float, levels: list[str]) -
     assert [a.level for a in alarms_of(rows) if a.detector == "kl_distance"] == levels
 
 
+@pytest.mark.parametrize(
+    ("unit", "levels"), [(0.2, []), (0.01, ["warning", "collapse"]), (1.0, ["warning", "collapse"])]
+)
+def test_a_penalty_is_in_force_by_its_price(unit: float, levels: list[str]) -> None:
+    """The coefficient of a run whose rewards are divided by their std, ``unit``: .1 * .2 is the .02 of above."""
+    rows = healthy(0, 110)
+    for i, row in enumerate(rows):
+        distance(i, row)
+        row |= {"kl/coef": 0.1, "kl/price": 0.1 * unit}
+    assert [a.level for a in alarms_of(rows) if a.detector == "kl_distance"] == levels
+
+
 def test_a_penalty_in_force_has_limits_too() -> None:
     rows = healthy(0, 110)
     for i, row in enumerate(rows):
