@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
+from ppomax.models.linears import round_linears
 from ppomax.models.norms import quicken_norms
 from ppomax.models.scalar import reset_unit
 
@@ -94,6 +95,7 @@ def check_tokenizer(tokenizer: Any, where: str = "tokenizer") -> Any:
 def settle(model: Any, device: torch.device | str) -> Any:
     if torch.device(device).type == "cpu":
         quicken_norms(model)
+        round_linears(model)
     model.to(device)
     model.eval()
     model.config.use_cache = False

@@ -23,6 +23,7 @@ from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
 from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.models.adapters import adapter
+from ppomax.models.linears import round_linears
 from ppomax.models.loading import (
     add_lora,
     check_fits,
@@ -235,6 +236,7 @@ def _own_models(
     for model in models.values():  # also those given in memory: policy and reference must not differ in rounding
         if model is not None:
             quicken_norms(model)
+            round_linears(model)
     _fit_contexts(config, tokenizer, models, prompts, mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)
