@@ -126,7 +126,7 @@ class RunConfig(Section):
     device: str = "auto"
     """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`"""
     precision: Literal["float32", "bf16"] = "float32"
-    """arithmetic of the forward pass; master weights, losses and optimiser are float32 either way"""
+    """of the passes: weights, losses and optimiser stay float32. bf16 pays on GPUs and CPUs that have it (AVX512-BF16, AMX)"""
     trust_remote_code: bool = False
     """run Python code that comes with a model"""
     parallel: ParallelConfig = ParallelConfig()
