@@ -178,6 +178,7 @@ def machine(device: str) -> dict[str, Any]:
     chosen = pick_device(device)
     return {
         "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else "cpu", "cores": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # AVX2: bf16 is worked out in float32 (models/linears.py)
         "threads": torch.get_num_threads(), "ppomax": __version__, "torch": torch.__version__,
         "transformers": transformers.__version__, "python": platform.python_version(),
     }  # fmt: skip
