@@ -13,7 +13,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python recipes/quickstart.py $(ARGS)
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal  # neighbours stay together, and with them what a file makes once
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -14,9 +14,9 @@ from ppomax.lab.results import Result, read_result
 from ppomax.lab.statistics import end, smooth
 
 LOOKED_AT = {(arm, seed) for arm in ("vanilla", "ppo_max", "eta_005", "eta_01", "eta_02") for seed in (2, 3, 4)}
-"""(arm, seed) of counted runs that were looked at while thresholds were chosen. With all of lab/development they tune; every
-other run is judged, whatever its arm and seed. Nobody looked at it to choose a threshold; but the rule about a KL penalty in force
-came when seventeen of them had been counted already (it changed no count of theirs)."""
+"""(arm, seed) of counted runs that were looked at while thresholds were chosen. With those of lab/development that have a
+stream they tune; every other run is judged, whatever its arm and seed. Nobody looked at it to choose a threshold; but the rule
+about a KL penalty in force came when seventeen of them had been counted already (it changed no count of theirs)."""
 
 
 @dataclass(frozen=True)

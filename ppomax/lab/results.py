@@ -34,8 +34,8 @@ KEPT = (
     "response/length_std", "reward/shaped_mean", "kl/coef", "advantage/mean", "advantage/std",
 )  # fmt: skip
 """of metrics.jsonl"""
-LEFT_OUT = ("rewards",)
-"""of evaluations.jsonl: a number a prompt, of which the quantiles stay"""
+LEFT_OUT = ("rewards", "histograms")
+"""of evaluations.jsonl: numbers of each prompt, of which the quantiles stay"""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def not_finite(result: Result) -> list[str]:
     told = []
     policy = [row for row in result.stream if row["phase"] != "critic"]
     for rows, what in ((result.evaluations, "evaluations"), (policy, "iterations")):
-        for name in dict.fromkeys(key for row in rows for key in row if key != "phase"):
+        for name in dict.fromkeys(key for row in rows for key in row if key not in ("phase", *LEFT_OUT)):
             holes = [name in row and number(row[name]) is None for row in rows]
             if any(holes) and not (rows is policy and all(holes)):
                 last = ", the last among them" if holes[-1] else ""

@@ -57,7 +57,7 @@ def decode_seconds(
 ) -> float:
     """All new tokens of ``rows`` sequences, on ``together`` devices that divide every weight among them.
 
-    A step takes the longest of: reading the weights once and half of the full cache (its mean) from memory; multiplying;
+    A step takes the longest of: reading the weights once and the mean cache (prompt and half of the response) from memory; multiplying;
     and, in this process (``together`` 1), the Python around it, a fixed time a layer.
     """
     shape = work.policy

@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_found(tmp_path: Path) -> None:
     # eval/kl is null in the one evaluation; kl/ref in all of the policy's iterations: it may have none; loss/policy in the
     # critic's alone, which has none
     assert not_finite(result) == ["eval/kl (1 of 1 evaluations, the last among them)"]
-    result.evaluations.append({"iteration": 1, "update": 4, "eval/win_rate": None, "eval/kl": 1.0})
+    result.evaluations.append({"iteration": 1, "update": 4, "eval/win_rate": None, "eval/kl": 1.0, "histograms": {}})
     result.stream.append({"iteration": 2, "update": 8, "phase": "policy", "loss/value": None, "kl/ref": 1.0})
     result.endpoint["second_judge"] = {"agree": None, "decided": 0}
     assert not_finite(result) == [
