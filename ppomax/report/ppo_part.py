@@ -69,7 +69,9 @@ PROXY = (
     "Dotted: the share of the same prompts where the training reward itself, the proxy, prefers the policy's answer. Where it "
     "goes on rising and the judge's falls, the reward model is being exploited."
 )
-MARKS = " Vertical lines: alarms (dotted: notice, dashed: warning, solid: collapse)."
+MARKS = (
+    " Vertical lines with a triangle in the run's colour: alarms (dotted: notice, dashed: warning, solid: collapse)."
+)
 
 
 def summary(run: Stage) -> str:
@@ -103,7 +105,7 @@ def numbers(runs: Runs) -> list[tuple[str, list[str]]]:
         out.append((title, cells))
     rates = [win_rate(run) for run in runs.values()]
     if any(rates):
-        out.append(("judged win rate at the end", [str(rate or "–") for rate in rates]))
+        out.append(("judged win rate, last evaluation", [str(rate or "–") for rate in rates]))
     return out
 
 

@@ -13,7 +13,8 @@ from ppomax.report.stages import Course, Stage
 from ppomax.report.verdicts import SMALL_KL
 
 HARDLY = 0.1
-"""standard deviations of the first samples' rewards below which the reward has hardly moved"""
+"""standard deviations of the first samples' rewards below which the reward has hardly moved, as within twice the standard error of
+the change of its means"""
 BAND = 2.0
 """a number turned when it left half to double of where it began"""
 LOG_BAND = (1 / 3, 2.0)
@@ -59,8 +60,8 @@ def two_sentences(run: Stage) -> list[str]:
 
 
 def win_rate(run: Stage) -> Rate | None:
-    """The last judged win rate with its 95% interval (`all_alike` where the outcomes are); None where nothing was judged."""
-    if not run.evaluations:
+    """The last judged win rate with its 95% interval (`all_alike` where the outcomes are); None where no trained policy was judged."""
+    if not run.evaluations or not run.evaluations[-1]["update"]:
         return None
     last = run.evaluations[-1]
     value, half, n = float(last["eval/win_rate"]), 1.96 * float(last["eval/win_rate_se"]), int(last["eval/prompts"])
@@ -84,15 +85,21 @@ def _better(run: Stage, reward: Course) -> str:
     first = next(row for row in run.metrics if row.get("phase", "policy") == "policy")
     spread = first.get("reward/std") or math.nan
     rise = (reward.last - reward.first) / spread
-    moved = "hardly moved" if abs(rise) < HARDLY else "rose" if reward.last > reward.first else "fell"
+    error = math.sqrt(2 / (int(run.config.get("rollout_batch") or 1) * reward.width))
+    still = abs(rise) < max(HARDLY, 2 * error)
+    moved = "hardly moved" if still else "rose" if reward.last > reward.first else "fell"
     text = f"The reward {moved}, from {reward.first:.3g} to {reward.last:.3g}"
     if math.isfinite(rise):
         text += f" ({rise:+.1f} standard deviations of the first samples' rewards)"
     rate = win_rate(run)
     if rate is None:
-        return text + "; no judge was asked whether the answers got better."
+        start = "; only the start was judged so far" if run.evaluations else "; no judge was asked"
+        return f"{text}{start}{'' if run.evaluations else ' whether the answers got better'}."
     than = "the reference's"
-    text += f", and by the judge ({judge_name(run)}) the answers are {verdict(rate, than)}: win rate {rate} on {rate.n} prompts"
+    judge = f", and by the judge ({judge_name(run)})"
+    if run.evaluations[-1].get("eval/tie") == 1:
+        return f"{text}{judge} the answers to all {rate.n} prompts are ties with {than}: it tells neither apart."
+    text += f"{judge} the answers are {verdict(rate, than)}: win rate {rate} on {rate.n} prompts"
     best = max(run.evaluations, key=lambda row: row["eval/win_rate"])
     if best["eval/win_rate"] - rate.value >= FALLEN:
         text += f", after {best['eval/win_rate']:.0%} at iteration {best['iteration']}"
@@ -102,7 +109,8 @@ def _better(run: Stage, reward: Course) -> str:
 
 
 def _turned(run: Stage) -> str:
-    turned, kept = [], []
+    turned, back, kept = [], [], []
+    at = _iterations(run)
     for watched in WATCHED:
         metric, steps, values = _course(run, watched)
         if len(values) < 2:
@@ -110,25 +118,41 @@ def _turned(run: Stage) -> str:
         name = watched.name + ESTIMATOR.get(metric, "")
         first, last = values[0], values[-1]
         change = f"{_short(first)} to {_short(last)}{watched.unit}"
-        beyond = [watched.turned(value, first) for value in values]
-        if beyond[-1]:
-            since = len(beyond) - 1
-            while since and beyond[since - 1]:
+        beyond = [i for i, value in enumerate(values) if watched.turned(value, first)]
+        if beyond and beyond[-1] == len(values) - 1:
+            since = len(values) - 1
+            while since - 1 in beyond:
                 since -= 1
-            turned.append(f"{name} from {change} (since update {steps[since]})")
+            turned.append(f"{name} from {change} (since iteration {at[steps[since]]})")
+        elif beyond:
+            far = max((values[i] for i in beyond), key=lambda value: abs(math.log(max(value, 1e-9) / max(first, 1e-9))))
+            span = " to ".join(str(at[steps[i]]) for i in dict.fromkeys((beyond[0], beyond[-1])))
+            back.append(f"{name} {change}, by way of {_short(far)} (iteration {span})")
         else:
             kept.append(f"{name} {change}")
     cut = Course.of(run, "response/truncated")
     if cut is not None and cut.last > max(0.5, cut.first):
         turned.append(f"answers cut at the length limit from {cut.first:.0%} to {cut.last:.0%}")
-    if turned:
-        text = "What turned: " + "; ".join(turned)
-        text += "; what did not: " + ", ".join(kept) if kept else ""
-    elif kept:
-        text = "Nothing turned (" + ", ".join(kept) + ")"
-    else:
+    parts = [("turned", "; ".join(turned)), ("turned and came back", "; ".join(back)), ("did not", ", ".join(kept))]
+    told = [f"what {what}: {which}" for what, which in parts if which]
+    if not told:
         text = "No number was measured twice, so whether any turned is not known"
-    return f"{text}; {_alarms(run)}."
+    elif not turned and not back:
+        text = f"Nothing turned ({', '.join(kept)})"
+    else:
+        text = "; ".join(told)
+    return f"{text[0].upper()}{text[1:]}; {_alarms(run)}."
+
+
+def _iterations(run: Stage) -> dict[int, int]:
+    """Policy updates before an iteration's samples -> the iteration, as alarms count them."""
+    at = {int(row["update"]): int(row.get("iteration", i)) for i, row in enumerate(run.evaluations)}
+    before = 0
+    for row in run.metrics:
+        if row.get("phase", "policy") == "policy":
+            at[before] = int(row.get("iteration", len(at)))
+            before = int(row["update"])
+    return at
 
 
 def _course(run: Stage, watched: Watched) -> tuple[str, list[int], list[float]]:
@@ -156,4 +180,6 @@ def _alarms(run: Stage) -> str:
     counts = Counter(str(alarm.get("level")) for alarm in run.alarms)
     levels = ", ".join(f"{count} {level}" for level, count in counts.items())
     first = run.alarms[0]
-    return f"alarms: {levels}, the first at iteration {first.get('iteration')}"
+    back = sum(alarm.get("detector") == "rollback" for alarm in run.alarms)
+    rolled = f"; rolled back {'once' if back == 1 else f'{back} times'}" if back else ""
+    return f"alarms: {levels}, the first at iteration {first.get('iteration')}{rolled}"

@@ -125,6 +125,8 @@ class Course:
     before_last: float
     last: float
     highest: float
+    width: int
+    """iterations in a tenth, one at least"""
 
     @classmethod
     def of(cls, stage: Stage, metric: str) -> Course | None:
@@ -133,7 +135,9 @@ class Course:
             return None
         width = max(1, len(values) // 10)
         before = values[-2 * width : -width] or values[-width:]
-        return cls(float(np.mean(values[:width])), float(np.mean(before)), float(np.mean(values[-width:])), max(values))
+        return cls(
+            float(np.mean(values[:width])), float(np.mean(before)), float(np.mean(values[-width:])), max(values), width
+        )
 
 
 def held_out_change(stage: Stage) -> tuple[float, float, float, float] | None:

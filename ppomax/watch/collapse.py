@@ -141,7 +141,7 @@ class CollapseWatch:
             if (now := self.history.now(name)) is not None
         )
         text = sentence(
-            f"{' and '.join(sorted(signs))} warn together" + (f", with {stands}" if stands else ""), since,
+            f"{' and '.join(sorted(signs))} show together" + (f", with {stands}" if stands else ""), since,
             "the policy exploits the reward model and its answers are becoming worse (section 5.2)",
             f"{KL_ADVICE}, or go back to an earlier checkpoint",
         )  # fmt: skip
@@ -172,18 +172,42 @@ class CollapseWatch:
 
 
 def scan(path: str | Path) -> list[Alarm]:
-    """All alarms that the watch gives for a metrics.jsonl, or for the run directory that holds one."""
+    """All alarms that the watch gives for a metrics.jsonl, or for the run directory that holds one.
+
+    Where the run was rolled back (its alarms.jsonl says so), the watch forgets what the run's own forgot. A last line that
+    was not written to its end is passed over; any other that is no line of metrics is a UserError.
+    """
     file = Path(path)
     file = file / "metrics.jsonl" if file.is_dir() else file
     if not file.exists():
         raise UserError(f"{file}: no such file; name a run directory or its metrics.jsonl")
+    rolled_back = _rollbacks(file.with_name("alarms.jsonl"))
     watch, alarms = CollapseWatch(), []
-    for i, text in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    lines = file.read_text(encoding="utf-8").split("\n")
+    for i, text in enumerate(lines, 1):
         if not text:
             continue
         try:
             line = json.loads(text)
             alarms += watch.step(line)
+            step = rolled_back.get(line["iteration"])
         except (ValueError, KeyError, TypeError, AttributeError):
+            if i == len(lines):
+                break
             raise UserError(f"{file}:{i}: not a line of metrics with an `iteration`") from None
+        if step is not None:
+            watch.forget_after(step)
     return alarms
+
+
+def _rollbacks(file: Path) -> dict[int, int]:
+    """Iteration after which a run was rolled back -> the one before which its weights were then."""
+    found: dict[int, int] = {}
+    for text in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
+        try:
+            row = json.loads(text)
+            if row["detector"] == "rollback":
+                found[int(row["iteration"])] = int(row["since"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found

@@ -123,9 +123,22 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
     (run / "alarms.jsonl").unlink()
     page = ppo_page(run)
     assert (
-        "What turned: KL to the reference (k3) from 0 to 0.4 nats a token (since update 12); " in page
-    )  # not at 4: it came back
-    assert "perplexity from 512 to 7 (since update 16); what did not: length 10 to 15 tokens; no alarms." in page
+        "What turned: KL to the reference (k3) from 0 to 0.4 nats a token (since iteration 4); " in page
+    )  # not at 2: it came back
+    assert "perplexity from 512 to 7 (since iteration 5); what did not: length 10 to 15 tokens; no alarms." in page
+    for row, kl in zip(rows[1:], (0.0, 0.2, 0.05, 0.3, 0.01, 0.02), strict=True):
+        row |= {"kl/ref_k3": kl, "policy/perplexity": 512.0}
+    write(run / "metrics.jsonl", rows)
+    write(
+        run / "alarms.jsonl",
+        [{"iteration": i, "level": "notice", "detector": "rollback", "message": ""} for i in (3, 5)],
+    )
+    page = ppo_page(run)
+    assert (
+        "What turned and came back: KL to the reference (k3) 0 to 0.02 nats a token, by way of 0.3 (iteration 2 to 4); "
+        in page
+    )
+    assert "alarms: 2 notice, the first at iteration 3; rolled back 2 times." in page
 
 
 def test_perplexity_turns_by_its_log() -> None:
@@ -157,6 +170,24 @@ def test_few_prompts_that_are_all_alike_prove_nothing(tmp_path: Path) -> None:
     for run in (won, lost):
         text = two_sentences(run)[0]
         assert "not to be told from the reference's" in text and "exploited" not in text
+
+
+def test_what_the_start_and_ties_say(tmp_path: Path) -> None:
+    def said(*evaluations: dict[str, Any]) -> str:
+        return two_sentences(stage(tmp_path, [0.0, 1.0], list(evaluations)))[0]
+
+    assert said(judged(0.5, 0.02, 100, update=0)).endswith("; only the start was judged so far.")
+    assert said().endswith("; no judge was asked whether the answers got better.")
+    tie = judged(0.5, 0.0, 24, **{"eval/tie": 1.0})
+    assert said(tie).endswith("the answers to all 24 prompts are ties with the reference's: it tells neither apart.")
+
+
+def test_a_rise_within_the_noise_is_none(tmp_path: Path) -> None:
+    """16 samples of spread .2 in each of two means: the change has a standard error of .2 * sqrt(2 / 16) = .0707."""
+    for last, said in ((0.14, "hardly moved"), (0.15, "rose")):
+        run = stage(tmp_path, [0.0, last], [])
+        run.config["rollout_batch"] = 16
+        assert f"The reward {said}, from 0 to {last}" in two_sentences(run)[0]
 
 
 def test_one_iteration_tells_nothing_of_turns(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_course_and_paired_change_by_hand(tmp_path: Path) -> None:
     write(folder / "samples.jsonl", rows)
     run = read_stage(tmp_path, "run")
     assert run is not None
-    assert Course.of(run, "reward/mean") == Course(0.5, 16.5, 18.5, 19.0)
+    assert Course.of(run, "reward/mean") == Course(0.5, 16.5, 18.5, 19.0, 2)
     change = held_out_change(run)
     assert change is not None
     first, last, mean, half = change

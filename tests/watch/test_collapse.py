@@ -251,7 +251,7 @@ def test_two_kinds_of_signs_are_a_collapse() -> None:
         sure(i, row)
     found = [a for a in alarms_of(both) if a.level == "collapse"]
     assert [a.detector for a in found] == ["combined"]
-    assert "perplexity and reward_tail warn together, with KL to the reference at 0.2" in found[0].message
+    assert "perplexity and reward_tail show together, with KL to the reference at 0.2" in found[0].message
     assert TURN - 8 <= found[0].since <= TURN + 12
     alike = with_fault(sure)  # two of one kind are not
     for i, row in enumerate(alike):
@@ -408,12 +408,34 @@ def test_scan_reads_a_run(tmp_path: Path) -> None:
     assert scan(file) == scan(tmp_path) == alarms_of(rows) != []
     with pytest.raises(UserError, match=r"no such file; name a run directory"):
         scan(tmp_path / "other")
-    file.write_text('{"iteration": 1}\n{"iter', encoding="utf-8")
+    kept = file.read_text(encoding="utf-8")
+    file.write_text(kept + '{"iter', encoding="utf-8")
+    assert scan(file) == alarms_of(rows), "a kill may leave half a line"
+    file.write_text(kept.rstrip("\n"), encoding="utf-8")
+    assert scan(file) == alarms_of(rows)
+    file.write_text('{"iteration": 1}\n{"iter\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics.jsonl:2: not a line of metrics"):
         scan(file)
     file.write_text("[1]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics.jsonl:1: not a line"):
         scan(file)
+
+
+def test_scan_forgets_what_a_rollback_gave_up(tmp_path: Path) -> None:
+    rows = with_fault(tail)
+    watch, told = CollapseWatch(), []
+    for row in rows:
+        told += watch.step(row)
+        if row["iteration"] == rows[-3]["iteration"]:
+            watch.forget_after(20)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    alarms = [a.as_dict() for a in told]
+    alarms.append(
+        {"iteration": rows[-3]["iteration"], "level": "notice", "detector": "rollback", "since": 20, "message": ""}
+    )
+    lines = [json.dumps(alarm) for alarm in alarms] + ["[1]", "{"]
+    (tmp_path / "alarms.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert scan(tmp_path) == told
 
 
 def test_robust_statistics_by_hand() -> None:
