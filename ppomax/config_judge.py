@@ -135,4 +135,5 @@ class LLMConfig(EndpointConfig):
     max_reply_tokens: int = Field(1024, ge=1)
     """longest reply, reasoning included"""
     attempts: int = Field(3, ge=1)
-    """how often a question is asked until its reply ends in a verdict; then it counts as invalid: a tie, and reported"""
+    """how often a question is asked until its reply ends in a verdict; then it is invalid, which is counted: a tie in a duel,
+    left out of the rates while a run trains"""

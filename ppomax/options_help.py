@@ -111,7 +111,9 @@ def type_name(annotation: Any) -> str:
         return "mapping"
     if origin in (list, tuple):
         inner = [type_name(part) for part in parts]
-        return f"list of {inner[0]}s".replace("texts", "text") if origin is list else f"[{', '.join(inner)}]"
+        if origin is tuple:
+            return f"[{', '.join(inner)}]"
+        return f"list of {inner[0]}{'s' if inner[0] in ('integer', 'number', 'section') else ''}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     return {str: "text", int: "integer", float: "number", bool: "true | false"}.get(annotation, str(annotation))

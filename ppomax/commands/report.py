@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ppomax.commands.stage import sort_words
@@ -34,6 +35,9 @@ def main(verb: str, words: list[str]) -> int:
     out = Path(options.get("out") or (runs[0] / "report.html" if len(runs) == 1 else "report.html")).expanduser()
     if out.suffix != ".html":
         raise UserError(f"--out: {out}: the page must end in .html")
+    if "out" in options and not os.access(out.parent, os.W_OK):  # told before the figures are drawn
+        known = "cannot be written into" if out.parent.is_dir() else "no such folder; make it first"
+        raise UserError(f"--out: {out.parent}: {known}")
 
     from ppomax.report.page import report
     from ppomax.train.checkpoint import write_atomic

@@ -13,6 +13,7 @@ import json
 import math
 import secrets
 import shutil
+import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -123,23 +124,28 @@ class RunDirectory:
         step = step_of(checkpoint) if checkpoint else 0
         states = {name: load_part(checkpoint, name) for name in parts} if checkpoint else {}
         if self.ranks.is_main:
-            for name in ("metrics.jsonl", "samples.jsonl", "held_out.jsonl", "alarms.jsonl"):
-                self._cut(self.path / name, key, step)
+            names = ("metrics.jsonl", "samples.jsonl", "held_out.jsonl", "alarms.jsonl")
+            cut = [self._cut(self.path / name, key, step) for name in names]
+            if cut[0] and not checkpoint:
+                told = f"no checkpoint in {self.path} yet: it starts again, and its {cut[0]} lines of metrics are written anew"
+                print(told, file=sys.stderr, flush=True)
         self.ranks.barrier()
         return step, states
 
     @staticmethod
-    def _cut(file: Path, key: str, step: int) -> None:
+    def _cut(file: Path, key: str, step: int) -> int:
+        """How many lines were taken away."""
         if not file.exists():
-            return
-        kept = []
-        for line in file.read_text(encoding="utf-8").split("\n"):
+            return 0
+        kept, lines = [], [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+        for line in lines:
             try:
-                if line and json.loads(line).get(key, -1) < step:
+                if json.loads(line).get(key, -1) < step:
                     kept.append(line + "\n")
             except json.JSONDecodeError:  # the half line of a kill
                 continue
         write_atomic(file, "".join(kept))
+        return len(lines) - len(kept)
 
     def checkpoint(self, step: int, parts: Mapping[str, Any], keep: int, protected: Collection[int] = ()) -> None:
         save_checkpoint(self.checkpoints, step, parts, keep, protected, self.ranks)

@@ -162,11 +162,11 @@ export class Curves extends Picture {
     const place = spread ? Math.log10 : (value) => Math.max(value, lowest);
     const rate = metric === "eval/win_rate";
     const fromZero = metric === "kl/ref" || metric === "value/explained_variance";
-    if (rate) { low = 0; high = 1; }
+    if (rate || (low === 0 && high === 0)) { low = 0; high = 1; }
     if (fromZero) { low = Math.min(low, 0); high = Math.max(high, 0); }
     [low, high] = [place(low), place(high)];
     if (high - low < 1e-12) { const pad = Math.abs(high) * 0.1 || 1; low -= pad; high += pad; }
-    else if (!rate) { const pad = (high - low) * 0.05; low -= pad; high += pad; }
+    else if (!(low === 0 && high === 1)) { const pad = (high - low) * 0.05; low -= pad; high += pad; }
     const up = (value) => TOP + (1 - (place(value) - low) / (high - low)) * (this.height - TOP - BOTTOM);
     const line = (xs, ys) => path(xs.map((value, i) => [this.across(value), up(ys[i])]));
     const parts = [];

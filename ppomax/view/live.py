@@ -65,11 +65,14 @@ class LiveRun:
         shown["marks"] = [[m["iteration"], m["level"]] for m in marks if m["iteration"] is not None]
         shown["samples"] = self._samples()
         asked = {"step": self.x, "request": "request", "checkpoint": "checkpoint"}
+        going = shown["head"]["state"] == "running"
         shown["requests"] = [
             {name: visible(shortened(str(row.get(key)), 100)) for name, key in asked.items()}
             for row in last_rows(self.run.path / FILE)[-3:]
+            if not (going and row.get("request") == "stop")  # obeyed in an earlier life
         ]
-        shown["resume"] = visible(f"ppomax {self.run.kind} {shlex.quote(str(self.run.path / 'config.yaml'))} --resume")
+        command = f"ppomax {self.run.kind} {shlex.quote(str(self.run.path / 'config.yaml'))} --resume"
+        shown["resume"] = visible(command) if any(self.run.path.glob("checkpoints/step-*")) else ""
         shown["version"] = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
         return shown
 

@@ -19,6 +19,7 @@ from ppomax.regular_file import open_regular
 from ppomax.report.text import shortened, visible
 from ppomax.train.requests import FILE, asked, ending, is_running
 from ppomax.view.files import last_rows, number, stamp
+from ppomax.watch.detectors import LEVELS
 
 Kind = Literal["ppo", "reward", "sft"]
 State = Literal["running", "finished", "stopped", "stopped by the watch", "dead"]
@@ -156,10 +157,16 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "name": visible(run.name), "key": run.key, "kind": run.kind, "state": state, "why": visible(shortened(why, 500)),
         "step": int(step) if step == step else None, "planned": run.planned, "numbers": numbers,
-        "alarm": alarm(alarms[-1]) if alarms else None, "written": written(run),
+        "alarm": gravest(alarms), "written": written(run),
         "asked": asked(run.path) if state == "running" else [],
         "obeys": is_running(run.path) is True,
     }  # fmt: skip
+
+
+def gravest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest alarm of the highest level: a later notice hides no collapse."""
+    shown = [alarm(row) for row in rows]
+    return max(reversed(shown), key=lambda a: LEVELS.index(a["level"]), default=None)
 
 
 def alarm(row: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def alarm(row: dict[str, Any]) -> dict[str, Any]:
     level = row.get("level")
     return {
         "iteration": int(at) if at == at else None,
-        "level": level if level in ("notice", "warning", "collapse") else "warning",
+        "level": level if level in LEVELS else "warning",
         "message": visible(shortened(str(row.get("message", "")), 1000)),
     }
 

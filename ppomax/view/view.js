@@ -93,11 +93,11 @@ function listPage() {
     const shown = COLUMNS.filter((name) => runs.some((run) => name in run.numbers));
     if (runs.some((run) => others(run).length)) shown.push("other");
     none.hidden = runs.length > 0;
-    say(caption, `Runs below this folder, the latest first${found.more ? `: only the ${runs.length} found first` : ""}`);
+    say(caption, `Runs below this folder, the running ones first, then the latest${found.more ? `: only the ${runs.length} found first` : ""}`);
     table.hidden = runs.length === 0;
     if (heads !== shown.join()) {
       heads = shown.join();
-      const cells = ["run", "state", "step", ...shown, "last alarm", "last write"];
+      const cells = ["run", "state", "step", ...shown, "gravest alarm", "last write"];
       row.replaceChildren(...cells.map((name) => el("th", { scope: "col", class: COLUMNS.includes(name) || name === "step" ? "number" : "" }, name)));
       rows.clear();
       body.replaceChildren();
@@ -121,7 +121,7 @@ function listPage() {
         fill(cells[2 + i], name, values, name === "other" ? "other" : "number");
       });
       const alarm = run.alarm ? `${run.alarm.level}, iteration ${run.alarm.iteration}` : "";
-      fill(cells[2 + shown.length], "last alarm", alarm, "");
+      fill(cells[2 + shown.length], "gravest alarm", alarm, "");
       fill(cells[3 + shown.length], "last write", run.written ? ago(found.now - run.written) : "", "");
       if (body.children[place] !== line) body.insertBefore(line, body.children[place] || null);
     });
@@ -207,12 +207,13 @@ function runPage() {
     state.className = styleOf(head.state);
     say(state, WORDS[head.state]);
     const done = head.step === null ? 0 : head.step + 1;
-    say(step, head.step === null ? "no numbers yet" : head.planned ? `iteration ${done} of ${head.planned}` : `${found.x} ${head.step}`);
+    say(step, head.step === null ? "no numbers yet" : head.planned ? `${done} of ${head.planned} iterations done` : `${found.x} ${head.step}`);
     progress.hidden = !head.planned;
     if (head.planned) { progress.max = head.planned; progress.value = done; }
     why.hidden = head.state === "running" || head.state === "finished";
     if (changed("why", [head.why, head.state, found.resume])) {
-      const on = head.state === "stopped by the watch" ? ["final/ holds the policy of that iteration."] : ["To go on: ", el("code", {}, found.resume)];
+      const on = head.state === "stopped by the watch" ? ["final/ holds the policy of that iteration."]
+        : found.resume ? ["To go on: ", el("code", {}, found.resume)] : ["It left no checkpoint to go on from."];
       why.replaceChildren(head.why ? `${head.why.replace(/\.$/, "")}. ` : "", ...on);
     }
     if (changed("numbers", head.numbers)) {
@@ -223,6 +224,7 @@ function runPage() {
     showAlarms(found);
     const notes = ["Thin: each iteration, thick: running mean. Vertical lines: alarms (dotted: notice, dashed: warning, solid: collapse)."];
     if (found.x !== "iteration") notes[0] = "Thin: each update, thick: running mean.";
+    notes.push(`Across: ${found.x}s, counted from 0.`);
     if (found.sampled) notes.push("A long file: first a sample of its lines, the rest is being read.");
     if (found.unreadable) notes.push(`${found.unreadable} lines of metrics.jsonl are not readable and left out.`);
     say(note, found.panels.length ? notes.join(" ") : "No numbers yet.");

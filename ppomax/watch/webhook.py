@@ -29,6 +29,10 @@ LONGEST_PAUSE = 60.0
 def address(url: str) -> str:
     """The address that ``watch.webhook`` means: itself, or with a leading ``$`` what that environment variable holds."""
     found = os.environ.get(url[1:], "") if url.startswith("$") else url
+    if url.startswith("$") and not found:
+        raise UserError(
+            f"watch.webhook: the environment variable {url[1:]} is not set: export it, or give the address itself"
+        )
     if not found.startswith(("http://", "https://")):
         where = f"environment variable {url[1:]}" if url.startswith("$") else "value"
         raise UserError(

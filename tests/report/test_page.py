@@ -351,6 +351,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["{runs}"], "give runs below it: run"),
         (["{runs}/run", "{runs}/run"], "run: given twice"),
         (["{runs}/run", "--out", "page.pdf"], "--out: page.pdf: the page must end in .html"),
+        (["{runs}/run", "--out", "{runs}/no/page.html"], "/no: no such folder; make it first"),
         (["{runs}/run", "--out"], "--out: a value is missing"),
         (["{runs}/run", "--figure", "x"], "unknown option --figure"),
     ],

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,18 @@ def test_settings_of_another_stage_or_damaged_ones_are_named(tmp_path: Path) -> 
 
 def test_resume_of_what_is_not_there_begins(tmp_path: Path) -> None:
     assert timeless(run(tmp_path / "a", resume=True).metrics) == timeless(run(tmp_path / "b").metrics)
+
+
+def test_resume_without_a_checkpoint_says_that_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / "final")
+    capsys.readouterr()
+    assert timeless(run(tmp_path / "run", resume=True).metrics) == timeless(whole.metrics)
+    told = (
+        f"no checkpoint in {tmp_path / 'run'} yet: it starts again, and its {len(whole.metrics)} lines of metrics are"
+    )
+    assert told in capsys.readouterr().err
 
 
 def test_a_kill_before_the_first_line_can_be_resumed(tmp_path: Path) -> None:

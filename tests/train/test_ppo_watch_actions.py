@@ -230,7 +230,7 @@ def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(UserError, match=told):
             refuse_contradictions(make_config(tmp_path / "no", **{**SIX, **changes}))
-    with pytest.raises(UserError, match=r"watch.webhook: the environment variable ROOM is no http"):
+    with pytest.raises(UserError, match=r"watch.webhook: the environment variable ROOM is not set"):
         run(tmp_path / "no", {**SIX, "watch.webhook": "$ROOM"})
     assert not (tmp_path / "no").exists(), "the corrected command can be given at once"
 

@@ -161,6 +161,9 @@ def test_summary(tmp_path: Path) -> None:
     assert ppo["step"] == 11 and ppo["planned"] == 30 and ppo["kind"] == "ppo"
     assert ppo["numbers"] == {"reward": 1.1, "KL": 0.11, "length": 20.0, "perplexity": 3.0, "win rate": 0.625}
     assert ppo["alarm"] == {"iteration": 9, "level": "collapse", "message": "hello"}
+    alarms = [(2, "warning"), (5, "collapse"), (7, "collapse"), (8, "notice"), (9, "warning")]
+    write(tmp_path / "ppo" / "alarms.jsonl", [{"iteration": i, "level": level, "message": ""} for i, level in alarms])
+    assert summary(find_runs(tmp_path)[0])["alarm"]["iteration"] == 7, "the newest of the gravest"
     assert reward["numbers"] == {"loss": 0.0833333, "accuracy": None} and reward["alarm"] is None
 
 
@@ -190,6 +193,26 @@ def test_what_a_page_shows(tmp_path: Path) -> None:
     shutil.rmtree(run)
     gone = live.look()
     assert gone["samples"] == gone["alarms"] == [] and gone["head"]["written"] == 0
+
+
+def test_the_way_on_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    live = LiveRun(only(run))
+    assert live.look()["resume"] == ""
+    (run / "checkpoints" / "step-000010").mkdir(parents=True)
+    assert live.look()["resume"] == f"ppomax ppo {run / 'config.yaml'} --resume"
+
+
+def test_a_stop_of_an_earlier_life_is_not_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [{"iteration": i, "request": request, "checkpoint": "c"} for i, request in ((3, "checkpoint"), (5, "stop"))]
+    write(run / "requests.jsonl", rows)
+    live = LiveRun(only(run))
+    age(run, 190)
+    assert [r["request"] for r in live.look()["requests"]] == ["checkpoint", "stop"]
+    age(run, 0)
+    assert [r["request"] for r in live.look()["requests"]] == ["checkpoint"], "it runs again"
 
 
 def test_hostile_files(tmp_path: Path) -> None:

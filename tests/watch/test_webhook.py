@@ -173,8 +173,11 @@ def test_the_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ROOM", "https://example.org/x")
     assert address("$ROOM") == "https://example.org/x"
     assert address("http://h/x") == "http://h/x"
-    monkeypatch.delenv("ROOM")
+    monkeypatch.setenv("ROOM", "slack")
     with pytest.raises(UserError, match=r"watch.webhook: the environment variable ROOM is no http\(s\) address"):
+        address("$ROOM")
+    monkeypatch.delenv("ROOM")
+    with pytest.raises(UserError, match=r"watch.webhook: the environment variable ROOM is not set"):
         address("$ROOM")
     with pytest.raises(UserError, match=r"the value is no http"):
         address("file:///etc/passwd")
