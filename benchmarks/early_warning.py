@@ -19,7 +19,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,28 @@ def compared(judged: Sequence[Truth], rules: Sequence[Rule]) -> tuple[str, dict[
         "the watch's collapse alarm against", "in time: both", "only the watch", "only rlwatch", "neither", "sign test p",
         "iterations earlier, both in time", "false: both", "only the watch", "only rlwatch", "neither",
     ]  # fmt: skip
-    return "\n\n".join([table(head, lines), *map(prose, tied)]), data
+    return "\n\n".join([table(head, lines), *map(prose, tied), by_dips(judged, rules)]), data
+
+
+def by_dips(judged: Sequence[Truth], rules: Sequence[Rule]) -> str:
+    """The counts once more, by the strictest reading of 'before the win rate falls below 50%'."""
+    collapsing, _ = kinds(judged)
+    back = sum(run.dip != run.fall for run in collapsing)
+    strict = [replace(run, fall=run.dip) for run in judged]
+    told = []
+    for rule in rules:
+        if (rule.name, rule.level) == (f"ppomax: {WHOLE}", "collapse") or rule.name.startswith(
+            "rlwatch, tuned together"
+        ):
+            found = score(strict, rule.alarms)
+            told.append(
+                f"{rule.name}, {rule.level}: {part(found.in_time, found.collapsing)} in time, lead {found.lead:.0f}"
+            )
+    return prose(
+        f"All of this is before the fall for good. In {back} of the {len(collapsing)} collapsing runs an earlier evaluation was "
+        "below 50% too, and the win rate, which begins at 50% and is measured to one or two points, came back above it. Before "
+        f"the first evaluation below 50% of all: {'; '.join(told)}."
+    )
 
 
 # ------------------------------------------------------------------------------------------------ single metrics
@@ -322,7 +343,7 @@ def runs_table(runs: Sequence[Truth], collapse: Alarms) -> str:
             rising = "**yes**" if r.rising(at) else "no"
         fall = "-" if r.fall is None else str(r.fall)
         rows.append([r.name, r.kind, fall, "none" if at is None else str(at), then, later, rising])
-    head = ["run", "by the judge", "below 50% from iteration", "collapse alarm at", "win rate then", "highest afterwards",
+    head = ["run", "by the judge", "below 50% from iteration", "collapse alarm at", "smoothed win rate then", "highest afterwards",
             "win rate still rising"]  # fmt: skip
     return table(head, rows)
 

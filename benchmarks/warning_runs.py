@@ -38,6 +38,8 @@ class Truth:
     """win rate of the last, thorough evaluation"""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(iteration, smoothed win rate) of every evaluation after the first, which comes before any training"""
+    dip: int | None = None
+    """of a collapsing run: first iteration of any evaluation below 50%, whether or not the win rate came back"""
 
     @property
     def policy_rows(self) -> list[dict[str, Any]]:
@@ -85,7 +87,8 @@ def truth(result: Result) -> Truth:
     elif min(curve) >= 0.5 and max(curve) - end(rates) <= 0.05:
         kind = "healthy"
     points = list(zip(at[1:], curve, strict=True))
-    return Truth(name, kind, fall, rows, result.header["arm"], result.seed, end(rates), last, points)
+    dip = next((i for i, rate in zip(at[1:], rates[1:], strict=True) if rate < 0.5), None) if fall is not None else None
+    return Truth(name, kind, fall, rows, result.header["arm"], result.seed, end(rates), last, points, dip)
 
 
 def finished(folder: Path) -> Iterator[Result]:

@@ -82,7 +82,7 @@ class Score:
 
 
 def score(runs: Sequence[Truth], alarms: Alarms) -> Score:
-    """An alarm is in time before the evaluation that first finds the win rate below 50%; on a healthy run it is false."""
+    """An alarm is in time before the fall: the first evaluation of the last stretch below 50%; on a healthy run it is false."""
     collapsing, healthy = kinds(runs)
     leads, rising = [], 0
     for run in collapsing:

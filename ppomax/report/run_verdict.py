@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from ppomax.evaluate.winrate import all_alike
 from ppomax.report.comparison import FALLEN, RISEN, Rate, verdict
-from ppomax.report.figures import policy_series, running_mean
+from ppomax.report.figures import policy_series
 from ppomax.report.stages import Course, Stage
 from ppomax.report.verdicts import SMALL_KL
 
 HARDLY = 0.1
 """standard deviations of the first samples' rewards below which the reward has hardly moved, as within twice the standard error of
 the change of its means"""
+SMOOTH, LONG = 5, 20
+"""iterations in a running median, and of a run that is long enough for it"""
 BAND = 2.0
 """a number turned when it left half to double of where it began"""
 LOG_BAND = (1 / 3, 2.0)
@@ -33,11 +37,15 @@ class Watched:
     log: bool = False
 
     def turned(self, value: float, first: float) -> bool:
-        if self.limit is not None:
-            return value >= self.limit
+        if self.limit is not None:  # a policy that is no longer the reference may begin beyond it
+            return value >= max(self.limit, BAND * first)
         if self.log:  # a perplexity of 1 has no log to compare with
             return first > 1 and not LOG_BAND[0] <= math.log(max(value, 1.0)) / math.log(first) <= LOG_BAND[1]
         return value > BAND * first or value < first / BAND
+
+    def short(self, value: float) -> str:
+        """Three significant digits, and no exponent for what is merely in the hundreds; a perplexity's log lies behind the 1."""
+        return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.{4 if self.log else 3}g}"
 
 
 WATCHED = (
@@ -86,7 +94,7 @@ def _better(run: Stage, reward: Course) -> str:
     spread = first.get("reward/std") or math.nan
     rise = (reward.last - reward.first) / spread
     error = math.sqrt(2 / (int(run.config.get("rollout_batch") or 1) * reward.width))
-    still = abs(rise) < max(HARDLY, 2 * error)
+    still = abs(rise) < max(HARDLY, 2 * error) if math.isfinite(rise) else math.isclose(reward.last, reward.first)
     moved = "hardly moved" if still else "rose" if reward.last > reward.first else "fell"
     text = f"The reward {moved}, from {reward.first:.3g} to {reward.last:.3g}"
     if math.isfinite(rise):
@@ -117,17 +125,16 @@ def _turned(run: Stage) -> str:
             continue
         name = watched.name + ESTIMATOR.get(metric, "")
         first, last = values[0], values[-1]
-        change = f"{_short(first)} to {_short(last)}{watched.unit}"
-        beyond = [i for i, value in enumerate(values) if watched.turned(value, first)]
-        if beyond and beyond[-1] == len(values) - 1:
-            since = len(values) - 1
-            while since - 1 in beyond:
-                since -= 1
-            turned.append(f"{name} from {change} (since iteration {at[steps[since]]})")
-        elif beyond:
-            far = max((values[i] for i in beyond), key=lambda value: abs(math.log(max(value, 1e-9) / max(first, 1e-9))))
-            span = " to ".join(str(at[steps[i]]) for i in dict.fromkeys((beyond[0], beyond[-1])))
-            back.append(f"{name} {change}, by way of {_short(far)} (iteration {span})")
+        change = f"{watched.short(first)} to {watched.short(last)}{watched.unit}"
+        away = _stretches([watched.turned(value, first) for value in values])
+        ends = [(at[steps[low]], at[steps[high]]) for low, high in away]
+        if away and away[-1][1] == len(values) - 1:
+            before = f", and at {_span(ends[0][0], ends[-2][1])}" if len(away) > 1 else ""
+            turned.append(f"{name} from {change} (since iteration {ends[-1][0]}{before})")
+        elif away:
+            inside = [value for low, high in away for value in values[low : high + 1]]
+            far = max(inside, key=lambda value: abs(math.log(max(value, 1e-9) / max(first, 1e-9))))
+            back.append(f"{name} {change}, by way of {watched.short(far)} (iteration {_span(ends[0][0], ends[-1][1])})")
         else:
             kept.append(f"{name} {change}")
     cut = Course.of(run, "response/truncated")
@@ -141,7 +148,7 @@ def _turned(run: Stage) -> str:
         text = f"Nothing turned ({', '.join(kept)})"
     else:
         text = "; ".join(told)
-    return f"{text[0].upper()}{text[1:]}; {_alarms(run)}."
+    return f"{text[0].upper()}{text[1:]}{_ended(run)}; {_alarms(run)}."
 
 
 def _iterations(run: Stage) -> dict[int, int]:
@@ -155,23 +162,50 @@ def _iterations(run: Stage) -> dict[int, int]:
     return at
 
 
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """(first, last) place of every unbroken row of True."""
+    found: list[tuple[int, int]] = []
+    for i, flag in enumerate(flags):
+        if flag and found and found[-1][1] == i - 1:
+            found[-1] = (found[-1][0], i)
+        elif flag:
+            found.append((i, i))
+    return found
+
+
 def _course(run: Stage, watched: Watched) -> tuple[str, list[int], list[float]]:
-    """(metric, updates, values) of the first metric that the run has; metrics are smoothed over a tenth of the run."""
+    """(metric, updates, values) of the first metric that the run has; of a long run, `SMOOTH`-wide running medians.
+
+    A median keeps the edge of a jump where it is, which a mean would not.
+    """
     for metric in watched.metrics:
         if metric.startswith("eval/"):
-            kept = [row for row in run.evaluations if isinstance(row.get(metric), int | float)]
+            kept = [row for row in run.evaluations if _is_number(row.get(metric))]
             steps, values = [int(row["update"]) for row in kept], [float(row[metric]) for row in kept]
         else:
             steps, values = policy_series(run.metrics, metric)
-            values = running_mean(values, max(1, len(values) // 10) | 1)
+            if len(values) >= LONG:
+                side = SMOOTH // 2
+                values = [median(values[max(0, i - side) : i + side + 1]) for i in range(len(values))]
         if values:
             return metric, steps, values
     return "", [], []
 
 
-def _short(value: float) -> str:
-    """Two significant digits, and no exponent for what is merely in the hundreds."""
-    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.2g}"
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _ended(run: Stage) -> str:
+    """Which numbers the last iterations no longer have."""
+    rows = [row for row in run.metrics if row.get("phase", "policy") == "policy"]
+    names = ("reward/mean", *(name for watched in WATCHED for name in watched.metrics))
+    gone = [name for name in names if name in rows[-1] and not _is_number(rows[-1][name])]
+    return f"; not finite at the end: {', '.join(gone)}" if gone else ""
 
 
 def _alarms(run: Stage) -> str:

@@ -152,7 +152,7 @@ def summary(run: Run) -> dict[str, Any]:
     if run.kind == "ppo":
         judged = last_rows(run.path / "evaluations.jsonl")
         numbers["win rate"] = rounded(number(judged[-1].get("eval/win_rate"))) if judged else None
-    alarms = last_rows(run.path / "alarms.jsonl")
+    alarms = last_rows(run.path / "alarms.jsonl", 500_000)
     step = number(rows[-1].get("iteration" if run.kind == "ppo" else "update")) if rows else math.nan
     return {
         "name": visible(run.name), "key": run.key, "kind": run.kind, "state": state, "why": visible(shortened(why, 500)),

@@ -183,7 +183,7 @@ def scan(path: str | Path) -> list[Alarm]:
         raise UserError(f"{file}: no such file; name a run directory or its metrics.jsonl")
     rolled_back = _rollbacks(file.with_name("alarms.jsonl"))
     watch, alarms = CollapseWatch(), []
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")  # a kill may cut a letter
     for i, text in enumerate(lines, 1):
         if not text:
             continue
@@ -191,7 +191,7 @@ def scan(path: str | Path) -> list[Alarm]:
             line = json.loads(text)
             alarms += watch.step(line)
             step = rolled_back.get(line["iteration"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             if i == len(lines):
                 break
             raise UserError(f"{file}:{i}: not a line of metrics with an `iteration`") from None
@@ -203,11 +203,11 @@ def scan(path: str | Path) -> list[Alarm]:
 def _rollbacks(file: Path) -> dict[int, int]:
     """Iteration after which a run was rolled back -> the one before which its weights were then."""
     found: dict[int, int] = {}
-    for text in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []:
         try:
             row = json.loads(text)
             if row["detector"] == "rollback":
                 found[int(row["iteration"])] = int(row["since"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -122,9 +123,7 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
     write(run / "metrics.jsonl", rows)
     (run / "alarms.jsonl").unlink()
     page = ppo_page(run)
-    assert (
-        "What turned: KL to the reference (k3) from 0 to 0.4 nats a token (since iteration 4); " in page
-    )  # not at 2: it came back
+    assert "What turned: KL to the reference (k3) from 0 to 0.4 nats a token (since iteration 4, and at 2); " in page
     assert "perplexity from 512 to 7 (since iteration 5); what did not: length 10 to 15 tokens; no alarms." in page
     for row, kl in zip(rows[1:], (0.0, 0.2, 0.05, 0.3, 0.01, 0.02), strict=True):
         row |= {"kl/ref_k3": kl, "policy/perplexity": 512.0}
@@ -188,6 +187,33 @@ def test_a_rise_within_the_noise_is_none(tmp_path: Path) -> None:
         run = stage(tmp_path, [0.0, last], [])
         run.config["rollout_batch"] = 16
         assert f"The reward {said}, from 0 to {last}" in two_sentences(run)[0]
+
+
+def test_where_a_long_run_turned_is_where_it_jumped(tmp_path: Path) -> None:
+    def said(metric: str, values: list[float]) -> str:
+        run = stage(tmp_path, [0.0] * len(values), [])
+        for row, value in zip(run.metrics, values, strict=True):
+            row[metric] = value
+        return two_sentences(run)[1]
+
+    assert said("response/length", [20.0] * 20 + [60.0] * 980).startswith(
+        "What turned: length from 20 to 60 tokens (since iteration 20); "
+    )
+    jump = said("kl/ref_k3", [0.01] * 199 + [5.0] + [0.01] * 100 + [5.0] * 700)
+    assert jump.startswith(
+        "What turned: KL to the reference (k3) from 0.01 to 5 nats a token (since iteration 300); "
+    ), "one iteration alone is none"
+    assert said("policy/perplexity", [1.093] * 30 + [3.0] * 40 + [1.0932] * 30).startswith(
+        "What turned and came back: perplexity 1.093 to 1.093, by way of 3 (iteration 30 to 69); "
+    )
+    assert said("kl/ref_k3", [0.2] * 30).startswith("Nothing turned (KL"), "it began there"
+    assert "; not finite at the end: response/length; " in said("response/length", [20.0] * 29 + [math.nan])
+    still = two_sentences(stage(tmp_path, [0.5, 0.5], []))[0]
+    assert still.startswith("The reward hardly moved, from 0.5 to 0.5")
+    without = stage(tmp_path, [0.5, 0.5], [])
+    for row in without.metrics:
+        row["reward/std"] = 0.0
+    assert two_sentences(without)[0].startswith("The reward hardly moved, from 0.5 to 0.5;")
 
 
 def test_one_iteration_tells_nothing_of_turns(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def shaded_run(folder: Path, prompts: int, characters: int, seed: int = 0) -> Pa
     return run
 
 
+@pytest.mark.slow
 def test_ten_long_runs(tmp_path: Path) -> None:
     runs = [long_run(tmp_path / f"run{i}", seed=i) for i in range(10)]
     made = report(runs)
@@ -97,6 +98,7 @@ def test_many_shaded_dialogues_in_chinese(tmp_path: Path) -> None:
     assert page.count('lang="zh"') >= 3 * 256
 
 
+@pytest.mark.slow
 def test_dialogues_that_no_page_can_hold(tmp_path: Path) -> None:
     page = report([shaded_run(tmp_path / "run", prompts=256, characters=2900)]).html
     shown = page.count("<article>")

@@ -411,6 +411,8 @@ def test_scan_reads_a_run(tmp_path: Path) -> None:
     kept = file.read_text(encoding="utf-8")
     file.write_text(kept + '{"iter', encoding="utf-8")
     assert scan(file) == alarms_of(rows), "a kill may leave half a line"
+    file.write_bytes(kept.encode() + '{"text": "字'.encode()[:-1])
+    assert scan(file) == alarms_of(rows), "or half a letter"
     file.write_text(kept.rstrip("\n"), encoding="utf-8")
     assert scan(file) == alarms_of(rows)
     file.write_text('{"iteration": 1}\n{"iter\n', encoding="utf-8")
