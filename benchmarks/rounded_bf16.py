@@ -3,7 +3,7 @@
     python benchmarks/rounded_bf16.py
 
 One thread, processor time (so that other work disturbs less), in turns, medians of five: a forward and backward pass of a
-small Llama over 24 sequences of 85 tokens, and 16 steps of decoding for 128. Says so where the processor has bf16.
+small Llama over 24 sequences of 85 tokens, and 17 steps of decoding for 128. Says so where the processor has bf16.
 """
 
 from __future__ import annotations

@@ -101,8 +101,12 @@ def _better(run: Stage, reward: Course) -> str:
         text += f" ({rise:+.1f} standard deviations of the first samples' rewards)"
     rate = win_rate(run)
     if rate is None:
-        start = "; only the start was judged so far" if run.evaluations else "; no judge was asked"
-        return f"{text}{start}{'' if run.evaluations else ' whether the answers got better'}."
+        known = (
+            "only the start was judged so far"
+            if run.evaluations
+            else "no judge was asked whether the answers got better"
+        )
+        return f"{text}; {known}."
     than = "the reference's"
     judge = f", and by the judge ({judge_name(run)})"
     if run.evaluations[-1].get("eval/tie") == 1:

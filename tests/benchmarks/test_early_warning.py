@@ -123,6 +123,22 @@ def test_score_counts_alarms_before_the_fall_and_on_healthy_runs() -> None:
     assert none.cells() == ["0 of 3 [0%, 56%]", "0", "-", "0 of 1 [0%, 79%]"]
 
 
+def test_the_first_dip_is_the_stricter_fall() -> None:
+    dips = [wr.truth(result(rates)).dip for rates in (
+        [0.4, 0.6, 0.45, 0.6, 0.4, 0.3, 0.2], [0.5, 0.6, 0.62, 0.6, 0.4, 0.3, 0.2], [0.5, 0.6, 0.62, 0.61, 0.6],
+    )]  # fmt: skip
+    assert dips == [16, 32, None], "the start, before any training, is none, and a healthy run has none"
+    runs = [replace(bad("a"), fall=32, dip=16), replace(bad("b"), fall=32, dip=32), good("c")]
+    alarms = {"a": 20, "b": 22, "c": None}
+    rules = [
+        ew.Rule(name, level, alarms, ws.score(runs, alarms))
+        for name, level in ((f"ppomax: {ew.WHOLE}", "collapse"), (f"ppomax: {ew.WHOLE}", "notice"))
+    ]
+    told = " ".join(ew.by_dips(runs, rules).split())
+    assert "In 1 of the 2 collapsing runs an earlier evaluation" in told
+    assert told.endswith(f"ppomax: {ew.WHOLE}, collapse: 1 of 2 [9%, 91%] in time, lead 10.")
+
+
 def test_wilson_intervals_of_nothing_and_everything() -> None:
     z2 = 1.959963984540054**2
     assert ws.score([good(c) for c in "abcdefghijklmn"], dict.fromkeys("abcdefghijklmn")).as_dict()[
