@@ -129,7 +129,7 @@ def sampling_entropy(model: Any, completions: Sequence[Completion], sampling: Sa
     device = next(model.parameters()).device
     for rows in token_budget(experience.lengths.tolist(), 8192):
         batch = to_batch(experience.select(rows), device)
-        hidden = hidden_states(model, batch.ids, None)[batch.positions()]
+        hidden = hidden_states(model, batch.ids, batch.lengths)[batch.positions()]
         for start in range(0, len(hidden), POSITIONS):
             total += float(entropies(unembed(model, hidden[start : start + POSITIONS]), sampling).sum())
     return total / int(experience.response_mask.sum())

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ppomax.models.attention import in_one_row, worth_it
+
 CHUNK_ELEMENTS = 2**25
 """largest positions x vocabulary matrix of logits held at once (64 MiB in bf16)"""
 BLOCK_ELEMENTS = 2**18
@@ -23,16 +25,23 @@ def inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def hidden_states(
-    model: nn.Module, ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None
-) -> Tensor:
-    """Last hidden states (B, S, D) of the backbone, without unembedding.
-
-    With ``position_ids`` that start again within a row and no mask, attention stays within each packed record.
-    """
+def backbone_of(model: Any) -> Any:
+    """The decoder inside, without the head."""
     inner = inner_model(model)
-    backbone = getattr(inner, inner.base_model_prefix)
-    output = backbone(input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    return getattr(inner, inner.base_model_prefix)
+
+
+def hidden_states(model: nn.Module, ids: Tensor, lengths: Tensor | None, position_ids: Tensor | None = None) -> Tensor:
+    """Last hidden states (B, S, D) of the backbone, without unembedding; at pads they mean nothing.
+
+    ``lengths`` (B,): how many tokens of each row are no pads; None: all. With ``position_ids`` that start again within a row
+    attention stays within each packed record. The model reads no attention mask: it is causal, and pads lie on the right,
+    where no token sees them. Without a mask attention is faster.
+    """
+    backbone = backbone_of(model)
+    if lengths is not None and worth_it(backbone, ids, lengths):
+        return in_one_row(backbone, ids, lengths)
+    output = backbone(input_ids=ids, position_ids=position_ids, use_cache=False)
     return output.last_hidden_state
 
 

@@ -4,32 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-# On a CPU the backward pass of bf16 attention takes two to three times as long as that of float32 (torch 2.13, sequences
-# of 64 to 128 tokens), which is more than bf16 saves in all the matrix products around it. A query of one token, as in
-# decoding, takes six times as long in bf16.
-
-
-def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' "sdpa", but in float32 where autocast would make it bf16 on a CPU."""
-    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
-    return output, None
-
-
-AttentionInterface.register("sdpa", _attention)
+from torch import nn
 
 
 @contextmanager

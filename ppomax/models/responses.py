@@ -1,8 +1,6 @@
 """Forward passes over an experience: log-probabilities, entropies and values at response tokens.
 
-Old and new numbers come from these same functions, so that on the first update the ratio is 1 to rounding. Models read
-no attention mask: they are causal and rows are padded on the right, where no token of a row can see it. Without a mask
-attention is faster.
+Old and new numbers come from these same functions, so that on the first update the ratio is 1 to rounding.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ def response_logprobs(
     model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities (B, T) of response tokens and, if asked, entropies (B, T); 0 outside the mask."""
-    hidden = hidden_states(model, batch.ids, None)
+    hidden = hidden_states(model, batch.ids, batch.lengths)
     row, column = batch.positions()
     logprobs, entropies = token_logprobs(
         model, hidden[row, column], batch.ids[row, column + 1], temperature=temperature, entropy=entropy
@@ -52,14 +50,14 @@ def response_logprobs(
 @whole_pass
 def response_values(model: nn.Module, batch: ResponseBatch) -> Tensor:
     """Critic values (B, T) of the states before each response token; 0 outside the mask."""
-    hidden = hidden_states(model, batch.ids, None)
+    hidden = hidden_states(model, batch.ids, batch.lengths)
     return batch.spread(unit_outputs(model, hidden[batch.positions()]))
 
 
 @whole_pass
 def sequence_nll(model: nn.Module, batch: ResponseBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """As `response_logprobs` with entropy, and the mean NLL (B,) over *all* tokens but the first (raw logits)."""
-    hidden = hidden_states(model, batch.ids, None)
+    hidden = hidden_states(model, batch.ids, batch.lengths)
     row, column = batch.positions()
     logprobs, entropies, raw = logprobs_and_raw(
         model, hidden[row, column], batch.ids[row, column + 1], temperature=temperature

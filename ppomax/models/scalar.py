@@ -63,15 +63,15 @@ def unit_outputs(model: nn.Module, hidden: Tensor) -> Tensor:
 @whole_pass
 def values_at(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Critic: value of every state (B, S), float32; column t is V after tokens 0..t."""
-    return unit_outputs(model, hidden_states(model, ids, attention_mask))
+    return unit_outputs(model, hidden_states(model, ids, attention_mask.sum(dim=1)))
 
 
 @whole_pass
 def rewards_at_end(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Reward model: uncalibrated reward (B,), float32, at the last token that the *mask* keeps."""
-    hidden = hidden_states(model, ids, attention_mask)
-    last = attention_mask.sum(dim=1) - 1
-    return unit_outputs(model, hidden[torch.arange(ids.shape[0], device=ids.device), last])
+    lengths = attention_mask.sum(dim=1)
+    hidden = hidden_states(model, ids, lengths)
+    return unit_outputs(model, hidden[torch.arange(ids.shape[0], device=ids.device), lengths - 1])
 
 
 def reward_offset(model: nn.Module) -> float:

@@ -98,8 +98,8 @@ class PairBatch:
 
     ids: Tensor
     """(2n, S)"""
-    attention_mask: Tensor
-    """(2n, S)"""
+    lengths: Tensor
+    """(2n,) of the rows without pads"""
     margins: Tensor
     """(n,)"""
     before: Tensor
@@ -118,7 +118,7 @@ def collate(pairs: Sequence[EncodedPair], *, pad_id: int, device: torch.device) 
     where = imitated.flatten().nonzero().squeeze(-1)
     return PairBatch(
         ids.to(device),
-        mask.to(device),
+        mask.sum(dim=1).to(device),
         torch.tensor([p.margin for p in pairs], device=device),
         (where - 1).to(device),
         ids.flatten()[where].to(device),

@@ -23,7 +23,6 @@ from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
 from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.models.adapters import adapter
-from ppomax.models.linears import round_linears
 from ppomax.models.loading import (
     add_lora,
     check_fits,
@@ -33,9 +32,10 @@ from ppomax.models.loading import (
     load_causal_lm,
     load_scalar_model,
     load_tokenizer,
+    quicken,
     scalar_from_causal,
 )
-from ppomax.models.norms import quicken_norms
+from ppomax.models.passes import device_of
 from ppomax.models.precision import halve_linears
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
@@ -235,8 +235,7 @@ def _own_models(
     models = {"policy": policy, "critic": critic, "reference": reference}
     for model in models.values():  # also those given in memory: policy and reference must not differ in rounding
         if model is not None:
-            quicken_norms(model)
-            round_linears(model)
+            quicken(model, device_of(model))
     _fit_contexts(config, tokenizer, models, prompts, mixed)
     policy.requires_grad_(True)
     critic.requires_grad_(True)

@@ -85,7 +85,7 @@ def policy_token_losses(
 @whole_pass
 def _trained_nll(model: Any, ids: Tensor, attention: Tensor, learn: Tensor) -> Tensor:
     """Sum of the NLL of the tokens that ``learn`` marks, a scalar; all arguments (B, S)."""
-    hidden = hidden_states(model, ids, attention)
+    hidden = hidden_states(model, ids, attention.sum(dim=1))
     row, column = learn[:, 1:].nonzero(as_tuple=True)
     logprobs, _ = token_logprobs(model, hidden[row, column], ids[row, column + 1])
     return -logprobs.sum()

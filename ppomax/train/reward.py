@@ -90,9 +90,9 @@ def pair_losses(trainee: RewardTrainee, batch: PairBatch) -> tuple[Tensor, Tenso
     The first is -log sigmoid(r_w - r_l - margin), the second the mean NLL of the preferred answer's tokens (zeros
     without ``causal``).
     """
-    hidden = hidden_states(trainee.scalar, batch.ids, batch.attention_mask)  # (2n, S, D)
+    hidden = hidden_states(trainee.scalar, batch.ids, batch.lengths)  # (2n, S, D)
     n = len(batch.margins)
-    last = batch.attention_mask.sum(dim=1) - 1
+    last = batch.lengths - 1
     rewards = unit_outputs(trainee.scalar, hidden[torch.arange(2 * n, device=last.device), last])
     preference = -nn.functional.logsigmoid(rewards[:n] - rewards[n:] - batch.margins)
     imitation = torch.zeros_like(preference)

@@ -138,8 +138,8 @@ class RowBatch:
 
     ids: Tensor
     """(R, S)"""
-    attention_mask: Tensor | None
-    """(R, S), or None when packed: then position ids say which tokens belong together"""
+    lengths: Tensor | None
+    """(R,) of the rows without pads, or None when packed: then position ids say which tokens belong together"""
     position_ids: Tensor | None
     """(R, S), from 0 for each record; None when not packed"""
     before: Tensor
@@ -160,7 +160,7 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_id: int, device: torch.dev
     # a record's first token is never trained, so where - 1 lies in the same record
     return RowBatch(
         ids.to(device),
-        None if packed else mask.to(device),
+        None if packed else mask.sum(dim=1).to(device),
         positions,
         (where - 1).to(device),
         ids.flatten()[where].to(device),
@@ -169,7 +169,7 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_id: int, device: torch.dev
 
 def predicting_states(model: nn.Module, batch: RowBatch) -> Tensor:
     """Hidden states (N, D) before each trained token."""
-    hidden = hidden_states(model, batch.ids, batch.attention_mask, batch.position_ids)
+    hidden = hidden_states(model, batch.ids, batch.lengths, batch.position_ids)
     return hidden.flatten(0, 1)[batch.before]
 
 
@@ -189,7 +189,7 @@ def require_packing(model: nn.Module, device: torch.device) -> None:
         together = hidden_states(model, ids, None, positions)[0, 3:]
     except TypeError:  # no position ids at all
         together = torch.full((1,), math.nan, device=device)
-    alone = hidden_states(model, ids[:, 3:], torch.ones_like(ids[:, 3:]))[0]
+    alone = hidden_states(model, ids[:, 3:], None)[0]
     if together.shape != alone.shape or not torch.allclose(together, alone, rtol=1e-2, atol=1e-3):
         raise UserError(f"packing: {type(model).__name__} does not keep packed records apart; set packing to false")
 

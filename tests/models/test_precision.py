@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations import sdpa_attention
 
+from ppomax.models.attention import allow_rows_in_one
 from ppomax.models.logprobs import hidden_states, token_logprobs
 from ppomax.models.precision import halve_linears, precision
 from ppomax.models.scalar import on_backbone, reset_unit, unit_outputs
@@ -46,10 +47,10 @@ def test_attention_is_float32_and_the_rest_bf16(
 ) -> None:
     seen = seen_dtypes(monkeypatch)
     ids = torch.randint(1, 50, (3, 9))
-    mask = torch.ones_like(ids)
-    mask[1, 6:] = 0
+    allow_rows_in_one(model.model)
+    seen.clear()
     with precision(CPU, "bf16"):
-        hidden_states(model, ids, mask if padded else None)
+        hidden_states(model, ids, torch.tensor([9, 4, 6]) if padded else None)
     assert seen == [torch.float32] * 2
     kept = []
     hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, i, out: kept.append(out.dtype))
@@ -85,15 +86,14 @@ def test_float32_is_left_alone(model: LlamaForCausalLM) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients_are_those_of_float32_to_the_accuracy_of_bf16(model: LlamaForCausalLM, padded: bool) -> None:
     """bf16 keeps 8 bits: each product is off by up to 2^-9, the whole gradient by a few of them."""
-    ids = torch.randint(1, 50, (4, 16))
-    mask = torch.ones_like(ids)
-    mask[2, 10:] = 0
-    weight = torch.randn(4, 16, 32) * mask[..., None]
+    ids, lengths = torch.randint(1, 50, (4, 16)), torch.tensor([16, 12, 10, 16])
+    weight = torch.randn(4, 16, 32) * (torch.arange(16) < lengths[:, None])[..., None]
+    allow_rows_in_one(model.model)
 
     def gradient(name: str) -> torch.Tensor:
         model.zero_grad()
         with precision(CPU, name):
-            hidden = hidden_states(model, ids, mask if padded else None)
+            hidden = hidden_states(model, ids, lengths if padded else None)
         (hidden.float() * weight).sum().backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         assert all(g.dtype == torch.float32 for g in grads)
