@@ -12,6 +12,8 @@ A stage works in ``output_dir/NAME``. ``${sft}`` is the model that an earlier st
 answers, of ``world``, ``duel``, ``annotate``, ``evaluate`` and ``exam`` the folder), ``${sft.dir}`` its directory. A finished stage is
 skipped, an interrupted one resumed; a stage whose settings changed, or whose inputs were made anew since, is refused:
 remove its directory to run it again. All stages are checked before the first one runs.
+
+``--sft PLACE`` gives what a stage would leave: it is not run, nor are stages that only it needs.
 """
 
 from __future__ import annotations
@@ -106,10 +108,12 @@ class Stage:
     directory: Path
     uses: list[str] = field(default_factory=list)
     """earlier stages that its values refer to"""
+    given: Path | None = None
+    """what it would leave, where that is there already"""
 
     @property
     def product(self) -> Path:
-        return self.directory / self.kind.product
+        return self.given or self.directory / self.kind.product
 
 
 def load(name: str) -> Any:
@@ -122,7 +126,7 @@ def load(name: str) -> Any:
 
 
 def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stage]]:
-    """(output_dir, stages) of a file and ``--stage.field value`` words, everything resolved and checked."""
+    """(output_dir, stages to run) of a file and ``--stage.field value`` words, everything resolved and checked."""
     tree = yaml_tree.read(path)
     top = tree.value if isinstance(tree.value, dict) else {}
     for key in top:
@@ -136,7 +140,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(f"{path}:{tree.lines[('stages', i)]}: a second stage called {name!r}: names must differ")
-    root, by_stage = _sort_words(words, names)
+    root, by_stage, given = _sort_words(words, names)
     root = root or top.get("output_dir")
     if not isinstance(root, str):
         raise UserError(f"{path}: `output_dir` is missing: the folder in which every stage gets its own")
@@ -167,12 +171,26 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
             config = build(cls, layers)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from None
-        stages.append(Stage(name, kind, config, directory, sorted(uses)))
+        stages.append(Stage(name, kind, config, directory, sorted(uses), given.get(name)))
     for key in shared:
         if key.replace("-", "_") not in used_defaults:
             hint = did_you_mean(key, sorted(fields))
             raise UserError(f"{path}:{tree.lines[('defaults', key)]}: no stage has a field {key!r}{hint}")
-    return Path(root), stages
+    kept = _needed(stages)
+    for name in by_stage:
+        if name not in [stage.name for stage in kept]:
+            raise UserError(f"--{name}...: stage {name} is not run, with {' and '.join(f'--{g}' for g in given)} given")
+    return Path(root), kept
+
+
+def _needed(stages: Sequence[Stage]) -> list[Stage]:
+    """All but those that were given, and those that nothing else needs what they leave."""
+    kept: list[Stage] = []
+    for stage in reversed(stages):  # what uses a stage comes after it
+        users = [other for other in stages if stage.name in other.uses]
+        if stage.given is None and (not users or any(stage.name in other.uses for other in kept)):
+            kept.insert(0, stage)
+    return kept
 
 
 def _stage_name(entry: Any, i: int, path: str, tree: Tree) -> str:
@@ -196,10 +214,11 @@ def _kind(entry: Mapping[str, Any], line: int, path: str) -> Kind:
     return KINDS[name]
 
 
-def _sort_words(words: Sequence[str], names: Sequence[str]) -> tuple[str | None, dict[str, list[str]]]:
-    """``--sft.optim.lr 1e-4`` as words of the stage sft; ``--output_dir DIR`` for the pipeline."""
+def _sort_words(words: Sequence[str], names: Sequence[str]) -> tuple[str | None, dict[str, list[str]], dict[str, Path]]:
+    """``--sft.optim.lr 1e-4`` as words of the stage sft, ``--sft PLACE``; ``--output_dir DIR`` for the pipeline."""
     root: str | None = None
     by_stage: dict[str, list[str]] = {}
+    given: dict[str, Path] = {}
     current: list[str] | None = None
     rest = list(words)
     while rest:
@@ -210,18 +229,29 @@ def _sort_words(words: Sequence[str], names: Sequence[str]) -> tuple[str | None,
             current.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        if name.replace("-", "_") == "output_dir":
+        of_all = name.replace("-", "_") == "output_dir"
+        if of_all or name in names:
             if not equals and not rest:
-                raise UserError("--output_dir needs a value")
-            root, current = (value if equals else rest.pop(0)), None
+                raise UserError(f"--{name} needs a value")
+            value, current = (value if equals else rest.pop(0)), None
+            if of_all:
+                root = value
+            elif not Path(value).exists():
+                raise UserError(
+                    f"--{name} {value}: no such file or folder; it stands for what stage {name} would leave"
+                )
+            else:
+                given[name] = Path(value)
             continue
         stage, dot, field_name = name.partition(".")
         if not dot or stage not in names:
             known = ", ".join(names)
-            raise UserError(f"unknown option --{name}: options are --stage.field value, and the stages are {known}")
+            raise UserError(
+                f"unknown option --{name}: options are --stage.field value or --stage PLACE, and the stages are {known}"
+            )
         current = by_stage.setdefault(stage, [])
         current.append(f"--{field_name}{equals}{value}")
-    return root, by_stage
+    return root, by_stage, given
 
 
 def _below(tree: Tree, root: tuple[str | int, ...], keep: set[str] | None = None, drop: set[str] = frozenset()) -> Tree:  # type: ignore[assignment]
@@ -249,6 +279,8 @@ def _substitute(layer: Layer, made: Mapping[str, Stage], names: Sequence[str], u
         def replace(match: re.Match[str]) -> str:
             name, dot, part = match[1].partition(".")
             if name in made and part in ("", "dir"):
+                if dot and made[name].given:
+                    raise UserError(f"{place}: ${{{match[1]}}}: stage {name} was given, and has no folder of its own")
                 uses.add(name)
                 return str(made[name].directory if dot else made[name].product)
             if name in made:

@@ -119,6 +119,40 @@ def test_command_line_reaches_one_stage(file: Path, tmp_path: Path) -> None:
     assert (stages[3].config.kl.coef, stages[3].config.iterations, stages[2].config.optim.lr) == (0.2, 5, 5e-5)
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    place = tmp_path / "mine"
+    place.mkdir()
+    return place
+
+
+def test_what_is_given_is_not_made(file: Path, tmp_path: Path, model: Path, fakes: Fakes) -> None:
+    file.write_text(file.read_text().replace("${sft.dir}/", ""))
+    root, stages = read_pipeline(str(file), ["--sft", str(model)])
+    assert [stage.name for stage in stages] == ["rm", "ppo-max"]  # base serves sft alone
+    rm, ppo = (stage.config for stage in stages)
+    assert rm.model == ppo.model == str(model) and ppo.reward[0].model == str(root / "rm" / "final")
+    run_pipeline(str(file), ["--sft", str(model)])
+    run_pipeline(str(file), [f"--sft={model}"])
+    assert fakes.calls == [("rm", False), ("ppo-max", False)]
+    assert "model was" in error_of(run_pipeline, str(file), [f"--sft={tmp_path}"])
+    # rm needs sft still, though nobody needs rm
+    assert [stage.name for stage in read_pipeline(str(file), ["--rm", str(model)])[1]] == ["base", "sft", "ppo-max"]
+    assert [stage.name for stage in read_pipeline(str(file), ["--base", str(model)])[1]] == ["sft", "rm", "ppo-max"]
+
+
+def test_mistakes_in_what_is_given(file: Path, tmp_path: Path, model: Path) -> None:
+    assert "${sft.dir}: stage sft was given" in error_of(read_pipeline, str(file), ["--sft", str(model)])
+    file.write_text(file.read_text().replace("${sft.dir}/", ""))
+    for words, expected in (
+        (["--sft", str(tmp_path / "none")], f"--sft {tmp_path / 'none'}: no such file or folder"),
+        (["--sft"], "--sft needs a value"),
+        (["--sft", str(model), "--sft.epochs", "2"], "stage sft is not run, with --sft given"),
+        (["--base.seed", "2", "--sft", str(model)], "stage base is not run, with --sft given"),
+    ):
+        assert expected in error_of(read_pipeline, str(file), words)
+
+
 def test_stages_run_once(file: Path, tmp_path: Path, fakes: Fakes, capsys: pytest.CaptureFixture[str]) -> None:
     run_pipeline(str(file))
     assert fakes.calls == [("base", False), ("sft", False), ("rm", False), ("ppo-max", False)]
@@ -227,13 +261,13 @@ def test_mistakes_in_the_file(old: str, new: str, expected: str, file: Path) -> 
     [
         (
             ["--sfft.epochs", "2"],
-            "unknown option --sfft.epochs: options are --stage.field value, and the stages are base, sft",
+            "unknown option --sfft.epochs: options are --stage.field value or --stage PLACE, and the stages are base, sft",
         ),
         (["--sft.epoch", "2"], "unknown option --epoch; did you mean --epochs"),
         (["--epochs", "2"], "unknown option --epochs"),
         (["x"], "unexpected word 'x'"),
         (["--sft.epochs"], "--epochs needs a value"),
-        (["--output-dir"], "--output_dir needs a value"),
+        (["--output-dir"], "--output-dir needs a value"),
     ],
 )
 def test_mistakes_on_the_command_line(words: list[str], expected: str, file: Path) -> None:

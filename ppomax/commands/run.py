@@ -1,4 +1,4 @@
-"""``ppomax run PIPELINE.yaml [--stage.field value ...]``."""
+"""``ppomax run PIPELINE.yaml [--stage.field value ...] [--stage PLACE ...]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ppomax.errors import UserError
 from ppomax.options import dump_yaml
 from ppomax.pipeline import KINDS, read_pipeline, run_pipeline
 
-HELP = f"""usage: ppomax run PIPELINE.yaml [--stage.field value ...] [--output-dir DIR] [--print-config]
+HELP = f"""usage: ppomax run PIPELINE.yaml [--stage.field value ...] [--stage PLACE ...] [--output-dir DIR] [--print-config]
 
 Stages in sequence: finished ones are skipped, an interrupted one goes on where it stopped.
 
@@ -21,11 +21,13 @@ Stages in sequence: finished ones are skipped, an interrupted one goes on where 
 
 Kinds: {", ".join(KINDS)}. ${{sft}} is the model that stage leaves, ${{sft.dir}} its directory.
 Each stage runs in output_dir/NAME with the fields of its own verb (ppomax sft --help).
+--sft PLACE gives what stage sft would leave: it is not run, nor are stages that only it needs.
 --print-config shows every stage's resolved settings and stops.
 
 examples:
   ppomax run recipes/hh_cpu.yaml
-  ppomax run recipes/hh_cpu.yaml --ppo.iterations 20 --ppo.kl.coef 0.1"""
+  ppomax run recipes/hh_cpu.yaml --ppo.iterations 20 --ppo.kl.coef 0.1
+  ppomax run recipes/hh_cpu.yaml --sft my/model --output-dir runs/mine"""
 
 
 def main(verb: str, words: list[str]) -> int:
