@@ -1,10 +1,12 @@
-"""Minutes on a CPU, from nothing to an aligned policy: `make quickstart`, or
+"""Minutes on a CPU, from a small SFT model to an aligned policy: `make quickstart`, or
 
-    python recipes/quickstart.py [--language zh] [--output-dir DIR] [--STAGE.FIELD VALUE ...]
+    python recipes/quickstart.py [--language zh] [--output-dir DIR] [--from-scratch] [--STAGE.FIELD VALUE ...]
 
-Runs quickstart.yaml: an invented world (docs/world.md), a base model, SFT, a reward model, PPO-max and vanilla PPO. Then it
-says what happened by the world's judge, which knows the truth and which nothing was trained on, in a table, three
-dialogues and a page. Run again, it goes on where it stopped; finished stages are kept. Needs neither network nor GPU.
+Runs quickstart.yaml: an invented world (docs/world.md), a base model, SFT, a reward model, PPO-max and vanilla PPO. SFT and
+reward model lie in models/, made by this very recipe; with --from-scratch (make quickstart-from-scratch), or with options
+that change how they come about, everything is trained here. Then it says what happened by the world's judge, which knows
+the truth and which nothing was trained on, in a table, three dialogues and a page. Run again, it goes on where it stopped;
+finished stages are kept. Needs neither network nor GPU.
 """
 
 from __future__ import annotations
@@ -29,14 +31,17 @@ from ppomax.pipeline import run_pipeline
 from ppomax.report.comparison import RULE, Compared, compare_runs, dialogues, sentences
 from ppomax.report.comparison_page import comparison_page, note, table
 from ppomax.train.checkpoint import write_atomic
+from ppomax.world import fingerprint
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
+MODELS = Path(__file__).with_name("models")
+"""LANGUAGE/sft, LANGUAGE/reward and LANGUAGE/made.json, written by keep_models.py"""
+PPO_STAGES = ("ppo_max", "vanilla", "sft_answers", "duel_ppo_max", "duel_vanilla", "exam")
+"""an option of any other stage changes what the models in MODELS were made from"""
 HOME = "runs/quickstart"
 RUNS = ("ppo_max", "vanilla")
-WORDS: dict[str, list[str]] = {
-    "en": [],
-    "zh": ["--world.language=zh", "--pairs.language=zh", "--fresh.vocab_size=640"],
-}
+WORDS: dict[str, list[str]] = {"en": [], "zh": ["--world.language=zh"]}
+FROM_SCRATCH: dict[str, list[str]] = {"en": [], "zh": ["--pairs.language=zh", "--fresh.vocab_size=640"]}
 """by language; with more entries a Chinese token would be a whole clause, thing and fact in one, and little is learned"""
 HEADS = {"perplexity": "perpl.", "wins": "wins\nall"}
 """shorter names in the terminal's table"""
@@ -82,15 +87,36 @@ def command() -> str:
     return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
+def ready(language: str, out: Path, options: Sequence[str]) -> Path | None:
+    """Where SFT and reward model lie ready for a run like this one; None: it makes its own."""
+    if (out / "fresh").exists():  # as it did before
+        return None
+    for option in options:
+        if option.startswith("--") and option[2:].split(".")[0] not in PPO_STAGES:
+            print(f"quickstart: SFT and reward model are trained here, as {option} may change them", file=sys.stderr)
+            return None
+    place = MODELS / language
+    made = json.loads((place / "made.json").read_text(encoding="utf-8"))["world"]["hash"]
+    if made != fingerprint():
+        raise UserError(
+            f"{place}: made in a world of hash {made}, and this one has {fingerprint()}: add --from-scratch"
+        )
+    return place
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--language", choices=list(WORDS), default="en")
-    parser.add_argument("--output-dir", type=Path, help="default: runs/quickstart, or runs/quickstart_zh")
+    parser.add_argument("--output-dir", type=Path, help=f"default: {HOME}, with _from_scratch and _zh where they apply")
+    parser.add_argument("--from-scratch", action="store_true", help="train base, SFT and reward model here")
     given, options = parser.parse_known_args(words)
-    out: Path = given.output_dir or Path(HOME if given.language == "en" else f"{HOME}_{given.language}")
+    ending = "_from_scratch" * given.from_scratch + (f"_{given.language}" if given.language != "en" else "")
+    out: Path = given.output_dir or Path(HOME + ending)
     began = time.monotonic()
     try:
-        run_pipeline(str(RECIPE), ["--output_dir", str(out), *WORDS[given.language], *options])
+        place = None if given.from_scratch else ready(given.language, out, options)
+        start = [f"--{name}={place / name}" for name in ("sft", "reward")] if place else FROM_SCRATCH[given.language]
+        run_pipeline(str(RECIPE), ["--output_dir", str(out), *WORDS[given.language], *start, *options])
         rows = compare_runs(out, RUNS)
         said, shown = sentences(rows), dialogues(out, rows)
     except UserError as error:
@@ -106,18 +132,19 @@ def main(words: list[str]) -> int:
     summary = {"world": facts, "models": {row.name: row.numbers() for row in rows}, "sentences": said}
     write_atomic(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     about = (
-        f"World {facts['name']}, version {facts['version']}, hash {facts['hash']}; all models made from nothing. Settings: "
-        "config.yaml in each stage's folder."
+        f"World {facts['name']}, version {facts['version']}, hash {facts['hash']}; SFT and reward model "
+        f"{'made in this run' if place is None else 'as they came'}. Settings: config.yaml in each stage's folder."
     )
     title = "Quickstart: PPO-max and vanilla PPO from one start"
     write_atomic(out / "report.html", comparison_page(title, about, rows, said, shown, chance))
     console = Console(highlight=False, soft_wrap=False)
     show(console, rows, said, shown, chance)
+    sft = out / "sft" / "final" if place is None else place / "sft"
     question = shown[0]["turns"][-1]["content"] if shown else ""
     minutes = (time.monotonic() - began) / 60
     for line in (
         f"\n{minutes:.1f} minutes. The page: {out / 'report.html'}; the numbers: {out / 'summary.json'}",
-        f"Next, talk to it: {command()} chat {out}/ppo_max/final --against {out}/sft/final",
+        f"Next, talk to it: {command()} chat {out}/ppo_max/final --against {sft}",
         f"(it knows its world alone; ask: {question})",
     ):
         console.print(Text(visible(line)), soft_wrap=True)

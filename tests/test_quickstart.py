@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from ppomax.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
+from ppomax.world import Task, World
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAGES = 14
+FROM_MODELS = ["world", "ppo_max", "vanilla", "sft_answers", "duel_ppo_max", "duel_vanilla", "exam"]
 
 
 @pytest.fixture
 def quickstart(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(RECIPES))
     monkeypatch.delitem(sys.modules, "quickstart", raising=False)
+    monkeypatch.delitem(sys.modules, "keep_models", raising=False)
     import quickstart
 
     return quickstart
 
 
-def tiny() -> list[str]:
-    """Every stage, as little of it as possible."""
+SMALL_WORLD = {"texts": 40, "dialogues": 40, "train_prompts": 24, "heldout_prompts": 12, "pairs": 40}
+
+
+def tiny(stages: Sequence[str] | None = None) -> list[str]:
+    """Every stage, as little of it as possible; or only of these."""
     options: dict[str, dict[str, int]] = {
         "fresh": {"vocab_size": 600},
         "samples_cool": {"sampling.max_new_tokens": 8},
@@ -35,7 +46,7 @@ def tiny() -> list[str]:
         "exam": {"per_subject": 1, "shots": 1},
     }
     for stage in ("world", "pairs"):
-        options[stage] = {"texts": 40, "dialogues": 40, "train_prompts": 24, "heldout_prompts": 12, "pairs": 40}
+        options[stage] = SMALL_WORLD
     for stage in ("base", "sft"):
         options[stage] = {"epochs": 1, "max_length": 64, "batch_size": 16}
     for stage in ("ppo_max", "vanilla"):
@@ -44,7 +55,8 @@ def tiny() -> list[str]:
             "watch.judge_prompts": 8, "critic.pretrain_iterations": 1 if stage == "ppo_max" else 0,
         }  # fmt: skip
         options[f"duel_{stage}"] = {"sampling.max_new_tokens": 4, "resamples": 100}
-    return [f"--{stage}.{field}={value}" for stage, fields in options.items() for field, value in fields.items()]
+    kept = {stage: fields for stage, fields in options.items() if stages is None or stage in stages}
+    return [f"--{stage}.{field}={value}" for stage, fields in kept.items() for field, value in fields.items()]
 
 
 class Page(HTMLParser):
@@ -63,7 +75,9 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_all_stages_and_a_second_run(quickstart: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_stages_and_a_second_run(
+    quickstart: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     words = ["--language", "zh", "--output-dir", str(run), *tiny()]
     assert quickstart.main(words) == 0
@@ -102,3 +116,52 @@ def test_all_stages_and_a_second_run(quickstart: Any, tmp_path: Path, capfd: pyt
 
     assert quickstart.main([*words, "--ppo_max.kl.coeff=1"]) == 2  # one line, no traceback
     assert "did you mean --kl.coef" in capfd.readouterr().err
+
+    # from the models that this one leaves
+    import keep_models
+
+    models, recipe = tmp_path / "models", tmp_path / "recipe.yaml"
+    assert keep_models.keep(run, models) == models / "zh"
+    tree = yaml.safe_load((RECIPES / "quickstart.yaml").read_text())
+    tree["stages"][0] |= SMALL_WORLD
+    recipe.write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(quickstart, "MODELS", models)
+    monkeypatch.setattr(quickstart, "RECIPE", recipe)
+    second = tmp_path / "second"
+    words = ["--language", "zh", "--output-dir", str(second), *tiny(FROM_MODELS[1:])]
+    assert quickstart.main(words) == 0
+    out, err = capfd.readouterr()
+    assert re.findall(r"^\[\d/7\] (\w+): running", err, re.MULTILINE) == FROM_MODELS
+    assert f"--against {models / 'zh' / 'sft'}" in out.replace("\n", "")
+    assert "SFT and reward model as they came" in (second / "report.html").read_text()
+    summary = json.loads((second / "summary.json").read_text())
+    assert summary["models"]["sft"]["kl"] == pytest.approx(0, abs=1e-5)
+
+    made = json.loads((models / "zh" / "made.json").read_text())
+    made["world"]["hash"] = "0" * 16
+    (models / "zh" / "made.json").write_text(json.dumps(made))
+    assert quickstart.main(words) == 2  # they know another world
+    assert "add --from-scratch" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_models_that_come_with_it(quickstart: Any, language: str, tmp_path: Path) -> None:
+    place = RECIPES / "models" / language
+    assert quickstart.ready(language, tmp_path, ["--ppo_max.iterations=3"]) == place  # of this world
+    assert quickstart.ready(language, tmp_path, ["--reward.epochs", "2"]) is None
+    assert sum(file.stat().st_size for file in RECIPES.joinpath("models").rglob("*")) < 12_000_000
+
+    truth = World(language, 0, "standard")
+    asked = [prompt for prompt in truth.prompts("heldout", 60) if dict(prompt.metadata)["category"] == "helpful"][:16]
+    model, tokenizer = load_causal_lm(str(place / "sft")), load_tokenizer(str(place / "sft"))
+    good = 0
+    for prompt in asked:
+        ids = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, return_tensors="pt")[
+            "input_ids"
+        ]
+        said = model.generate(ids, max_new_tokens=64, do_sample=False, use_cache=True)[0, ids.shape[1] :]
+        task = Task.from_metadata(dict(prompt.metadata))
+        good += truth.judge(task, tokenizer.decode(said, skip_special_tokens=True)).acceptable
+    assert good >= 0.8 * len(asked)
+    scalar = load_scalar_model(str(place / "reward"))
+    assert math.isfinite(scalar.config.reward_offset)
