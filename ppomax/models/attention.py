@@ -2,9 +2,9 @@
 
 Rows of unequal length, padded to the longest, cost as much as if all were that long. Everything in a decoder but attention
 works on each token alone, so pads can be left out there: the tokens of all rows in one, with attention within each of
-theirs. The function pads queries, keys and values, calls the stock one without a mask (pads lie on the right, where no token
-sees them), and takes the pads out again. Where each token belongs travels in the place of the attention mask: a 4D mask is
-handed through as it is, to recomputed layers (activation checkpointing) too.
+theirs. The function pads queries, keys and values, rows of about one length together, calls the stock one without a mask (pads
+lie on the right, where no token sees them), and takes the pads out again. Which tokens belong together travels in the place
+of the attention mask: a 4D mask is handed through as it is, to recomputed layers (activation checkpointing) too.
 
 On a CPU the backward pass of bf16 attention takes two to three times as long as that of float32 (torch 2.13, sequences of
 64 to 128 tokens), which is more than bf16 saves in all the matrix products around it; a query of one token, as in decoding,
@@ -13,6 +13,7 @@ takes six times as long. Under autocast it is made float32.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +23,31 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 WORTH = 0.9
 """share of tokens that are no pads from which on these are not worth taking out"""
+ALIKE = 0.8
+"""rows at least this long, as a share of the longest of their group, are padded and attended to together"""
 PROBE = (7, 2, 5)
 """lengths of the rows that a decoder is tried with"""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that follow each other in the one row: their tokens, and where these lie when padded to (rows, width)."""
+
+    tokens: slice
+    rows: int
+    width: int
+    places: Tensor
+
+    @property
+    def full(self) -> bool:
+        """Whether no pads are needed."""
+        return len(self.places) == self.rows * self.width
+
+
+class _Groups(Tensor):
+    """A 4D "mask" that carries the groups."""
+
+    groups: list[_Group]
 
 
 class _Spread(torch.autograd.Function):
@@ -59,22 +83,27 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Queries (B, H, S, D) and keys and values to (B, S, H, D), with the masks that transformers' function takes; or
-    queries (1, H, N, D) of all rows and an int64 "mask" from `in_one_row`, to (1, N, H, D)."""
-    if attention_mask is None or attention_mask.dtype != torch.int64:
+    queries (1, H, N, D) of all rows and the "mask" of `in_one_row`, to (1, N, H, D)."""
+    if not isinstance(attention_mask, _Groups):
         return _stock(module, query, key, value, attention_mask, **kwargs)
     for name in ("sliding_window", "position_bias", "softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__}: {name} with all rows in one")
-    rows, width, _, _ = attention_mask.shape
-    places = attention_mask[0, 0, 0]
+    outputs = []
+    for group in attention_mask.groups:
+        q, k, v = (_padded(x, group) for x in (query, key, value))
+        output, _ = _stock(module, q, k, v, None, **kwargs)
+        output = output.flatten(0, 1)
+        outputs.append(output if group.full else _Gather.apply(output, group.places))
+    return torch.cat(outputs)[None], None
 
-    def padded(x: Tensor) -> Tensor:
-        """(1, H, N, D) to (rows, H, width, D)."""
-        spread: Tensor = _Spread.apply(x[0].transpose(0, 1), places, rows * width)
-        return spread.unflatten(0, (rows, width)).transpose(1, 2)
 
-    output, _ = _stock(module, padded(query), padded(key), padded(value), None, **kwargs)
-    return _Gather.apply(output.flatten(0, 1), places)[None], None
+def _padded(x: Tensor, group: _Group) -> Tensor:
+    """(1, H, N, D) to (rows, H, width, D)."""
+    if group.full:
+        return x[0, :, group.tokens].unflatten(1, (group.rows, group.width)).transpose(0, 1)
+    spread: Tensor = _Spread.apply(x[0, :, group.tokens].transpose(0, 1), group.places, group.rows * group.width)
+    return spread.unflatten(0, (group.rows, group.width)).transpose(1, 2)
 
 
 def _stock(
@@ -93,20 +122,39 @@ def _stock(
 AttentionInterface.register("sdpa", _attention)
 
 
+def _grouped(lengths: Tensor) -> _Groups:
+    """Groups of rows whose ``lengths`` (B,) fall."""
+    counts: list[int] = lengths.tolist()
+    starts = [0]
+    for i, count in enumerate(counts):
+        if count < ALIKE * counts[starts[-1]]:
+            starts.append(i)
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lengths.device).as_subclass(
+        _Groups
+    )  # neither cast nor moved
+    mask.groups = []
+    begin = 0
+    for first, last in zip(starts, [*starts[1:], len(counts)], strict=True):
+        end, width = begin + sum(counts[first:last]), counts[first]
+        real = torch.arange(width, device=lengths.device) < lengths[first:last, None]
+        mask.groups.append(_Group(slice(begin, end), last - first, width, real.flatten().nonzero().squeeze(-1)))
+        begin = end
+    return mask
+
+
 def in_one_row(backbone: Any, ids: Tensor, lengths: Tensor) -> Tensor:
     """Last hidden states (B, S, D) of ids (B, S) with ``lengths`` (B,), 0 at pads, from one pass over all other tokens."""
-    rows, width = ids.shape
-    columns = torch.arange(width, device=ids.device).expand(rows, width)
-    places = (columns < lengths[:, None]).flatten().nonzero().squeeze(-1)
-    belongs = places.expand(rows, width, 1, len(places))
+    falling, order = lengths.sort(descending=True, stable=True)
+    row, column = (torch.arange(ids.shape[1], device=ids.device) < falling[:, None]).nonzero(as_tuple=True)
+    places = order[row] * ids.shape[1] + column
     output = backbone(
         input_ids=ids.flatten()[places][None],
-        attention_mask=belongs,
-        position_ids=columns.flatten()[places][None],
+        attention_mask=_grouped(falling),
+        position_ids=column[None],
         use_cache=False,
     )
-    hidden: Tensor = _Spread.apply(output.last_hidden_state[0], places, rows * width)
-    return hidden.unflatten(0, (rows, width))
+    hidden: Tensor = _Spread.apply(output.last_hidden_state[0], places, ids.numel())
+    return hidden.unflatten(0, tuple(ids.shape))
 
 
 def worth_it(backbone: Any, ids: Tensor, lengths: Tensor) -> bool:
@@ -134,6 +182,6 @@ def allow_rows_in_one(backbone: Any) -> None:
     expected = backbone(input_ids=ids, use_cache=False).last_hidden_state[real]
     try:
         found = in_one_row(backbone, ids, lengths)[real]
-    except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError):
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError, IndexError):
         return
     backbone.takes_rows_in_one = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
