@@ -157,11 +157,6 @@ def in_one_row(backbone: Any, ids: Tensor, lengths: Tensor) -> Tensor:
     return hidden.unflatten(0, tuple(ids.shape))
 
 
-def worth_it(backbone: Any, ids: Tensor, lengths: Tensor) -> bool:
-    """Whether the decoder can, and the rows are unequal enough."""
-    return getattr(backbone, "takes_rows_in_one", False) and int(lengths.sum()) <= WORTH * ids.numel()
-
-
 def _looks_at_all(config: Any) -> bool:
     """Whether every layer's attention reaches back to the first token, as far as the settings say."""
     windows = ("sliding_window", "attention_chunk_size", "attention_types", "window_size")

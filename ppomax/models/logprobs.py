@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ppomax.models.attention import in_one_row, worth_it
+from ppomax.models.attention import WORTH, in_one_row
 
 CHUNK_ELEMENTS = 2**25
 """largest positions x vocabulary matrix of logits held at once (64 MiB in bf16)"""
@@ -31,6 +31,11 @@ def backbone_of(model: Any) -> Any:
     return getattr(inner, inner.base_model_prefix)
 
 
+def takes_rows_in_one(model: Any) -> bool:
+    """Whether `hidden_states` leaves pads out of passes of ``model``."""
+    return bool(getattr(backbone_of(model), "takes_rows_in_one", False))
+
+
 def hidden_states(model: nn.Module, ids: Tensor, lengths: Tensor | None, position_ids: Tensor | None = None) -> Tensor:
     """Last hidden states (B, S, D) of the backbone, without unembedding; at pads they mean nothing.
 
@@ -39,7 +44,7 @@ def hidden_states(model: nn.Module, ids: Tensor, lengths: Tensor | None, positio
     where no token sees them. Without a mask attention is faster.
     """
     backbone = backbone_of(model)
-    if lengths is not None and worth_it(backbone, ids, lengths):
+    if lengths is not None and takes_rows_in_one(model) and int(lengths.sum()) <= WORTH * ids.numel():
         return in_one_row(backbone, ids, lengths)
     output = backbone(input_ids=ids, position_ids=position_ids, use_cache=False)
     return output.last_hidden_state

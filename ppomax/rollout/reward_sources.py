@@ -26,6 +26,7 @@ from ppomax.config import RewardSourceConfig
 from ppomax.data.chat import ChatFormat, truncate_left
 from ppomax.data.records import Message
 from ppomax.errors import UserError
+from ppomax.layers import did_you_mean
 from ppomax.models import loading
 from ppomax.models.passes import device_of
 from ppomax.models.precision import precision
@@ -206,6 +207,11 @@ def _load_members(
         raise UserError("reward: `model` is an empty list; name at least one reward model directory")
     members = []
     for path in paths:
+        if "/" not in path and not Path(path).exists():
+            hint = did_you_mean(path, ["world"])
+            raise UserError(
+                f"{path}: no reward model directory, and neither `world`, module:function nor an address{hint}"
+            )
         model = loading.load_scalar_model(path, device, trust_remote_code)
         tokenizer = loading.load_tokenizer(path, trust_remote_code)
         members.append(make_member(model, tokenizer, policy_format, path))

@@ -202,6 +202,7 @@ def train_reward(
         if causal is None:
             causal = loading.load_causal_lm(config.model, where, config.trust_remote_code)
         causal = causal.to(where).float().eval()
+        loading.quicken(causal, where)
         loading.check_fits(causal, start_tokenizer, config.max_length)
         if pad_line is not None:
             data_lines.append(pad_line + grow_embeddings(causal, tokenizer))

@@ -30,7 +30,7 @@ from ppomax.data.chat import ChatFormat, fit_dialogue
 from ppomax.data.records import Dialogue, Text, groups_of
 from ppomax.errors import UserError
 from ppomax.models import loading
-from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, token_logprobs, unembed
+from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, takes_rows_in_one, token_logprobs, unembed
 from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.train.card import model_card
@@ -167,6 +167,13 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_id: int, device: torch.dev
     )
 
 
+def batch_of(model: nn.Module, rows: Sequence[Row], *, packed: bool, pad_id: int, device: torch.device) -> RowBatch:
+    """Rows for a pass of ``model``; one that leaves pads out of its passes gets packed records each as a row of its own."""
+    if packed and takes_rows_in_one(model):
+        return collate([[record] for row in rows for record in row], packed=False, pad_id=pad_id, device=device)
+    return collate(rows, packed=packed, pad_id=pad_id, device=device)
+
+
 def predicting_states(model: nn.Module, batch: RowBatch) -> Tensor:
     """Hidden states (N, D) before each trained token."""
     hidden = hidden_states(model, batch.ids, batch.lengths, batch.position_ids)
@@ -222,7 +229,7 @@ def evaluate_lm(
     mine = ranks.share(everything)
     for group in even_passes(token_budget([row_length(r) for r in mine], config.micro_batch_tokens), model):
         rows = [mine[i] for i in group] or everything[:1]
-        batch = collate(rows, packed=config.packing, pad_id=pad_id, device=ranks.device)
+        batch = batch_of(model, rows, packed=config.packing, pad_id=pad_id, device=ranks.device)
         owner = torch.tensor([names.index(e.source) for row in rows for e in row for _ in range(e.count)])
         with precision(ranks.device, config.precision):
             cells = nll_and_hits(model, batch)
@@ -290,6 +297,7 @@ def train_sft(
         if model is None:
             model = loading.load_causal_lm(config.model, where, config.trust_remote_code)
         model = model.to(where).float().eval().requires_grad_(True)
+        loading.quicken(model, where)
         loading.check_fits(model, tokenizer, config.max_length)
         if config.packing:
             require_packing(model, model.device)
@@ -340,7 +348,7 @@ def train_sft(
             nll_sum = torch.zeros((), device=device, dtype=torch.float64)
             for group in even_passes(token_budget([row_length(r) for r in mine], config.micro_batch_tokens), model):
                 part = [mine[i] for i in group] or step_rows[:1]
-                batch = collate(part, packed=config.packing, pad_id=pad_id, device=device)
+                batch = batch_of(model, part, packed=config.packing, pad_id=pad_id, device=device)
                 with precision(device, config.precision):
                     nll = token_nll(model, batch).sum() * bool(group)
                 (nll / tokens).backward()

@@ -184,6 +184,7 @@ def test_bad_reward_models(chat: ChatFormat, tokenizer: Any, tmp_path: Path) -> 
     for config, words in (
         (RewardSourceConfig(model=two), "has 2 labels, expected 1"),
         (RewardSourceConfig(model=str(tmp_path / "none")), "no such model directory"),
+        (RewardSourceConfig(model="wrld"), "wrld: no reward model directory, and neither .* did you mean world"),
         (RewardSourceConfig(model=[]), "empty list"),
         (RewardSourceConfig(), "exactly one of model, function, url"),
         (RewardSourceConfig(model=two, url="http://x"), "exactly one of model, function, url"),

@@ -20,10 +20,12 @@ from ppomax.config import SFTConfig
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Dialogue, Text
 from ppomax.errors import UserError
+from ppomax.models.attention import allow_rows_in_one
 from ppomax.train.parallel import Ranks
 from ppomax.train.run import RunDirectory
 from ppomax.train.sft import (
     Example,
+    batch_of,
     collate,
     encode_records,
     evaluate_lm,
@@ -72,7 +74,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 def loss_and_gradients(model: Any, rows: list[Any], packed: bool) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    loss = token_nll(model, collate(rows, packed=packed, pad_id=0, device=CPU)).sum()
+    loss = token_nll(model, batch_of(model, rows, packed=packed, pad_id=0, device=CPU)).sum()
     loss.backward()
     return loss.item(), gradients(model)
 
@@ -104,6 +106,12 @@ def test_packed_rows_equal_separate_records(make_lm: Callable[..., Any], rows: l
     expected.backward()
     packed_loss, packed_grads = loss_and_gradients(model, examples, packed=True)
     alone_loss, alone_grads = loss_and_gradients(model, [[e] for e in flat], packed=False)
+    allow_rows_in_one(model.model)
+    without_pads = batch_of(model, examples, packed=True, pad_id=0, device=CPU)
+    assert len(without_pads.ids) == len(flat) and without_pads.position_ids is None
+    quick_loss, quick_grads = loss_and_gradients(model, examples, packed=True)
+    assert quick_loss == pytest.approx(expected.item(), rel=2e-6)
+    assert_same(quick_grads, gradients(exact), 2e-4)
     assert packed_loss == pytest.approx(expected.item(), rel=2e-6)
     assert alone_loss == pytest.approx(expected.item(), rel=2e-6)
     # gradients of a sum over up to a hundred tokens
