@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,19 +52,20 @@ class Pipeline:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines of a file; none where it is absent. A last line without its end is still being written, and left out."""
+    """JSON lines of a file; none where it is absent. A last line without its end is still being written, and left out;
+    other lines that are no JSON objects are left out and told of."""
     if not path.exists():
         return []
-    *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = []
-    for i, line in enumerate(lines, 1):
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows, bad = [], []
+    for number, line in enumerate(lines, 1):
         try:
             if line:
                 rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}:{i}: malformed JSON ({error})") from None
-    with contextlib.suppress(ValueError, TypeError):
-        rows += [dict(json.loads(unfinished))] if unfinished else []
+        except (ValueError, TypeError):
+            bad += [number] if number < len(lines) else []
+    if bad:
+        print(f"warning: {path}:{bad[0]}: no JSON object; {len(bad)} such lines are left out", file=sys.stderr)
     return rows
 
 

@@ -292,3 +292,15 @@ def test_course_and_paired_change_by_hand(tmp_path: Path) -> None:
     assert change is not None
     first, last, mean, half = change
     assert (first, last, mean) == (2, 4, 2) and half == pytest.approx(1.96 * 1 / 3**0.5)
+
+
+def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"iteration": 0}\n{"iteration": 1\n[1]\n\n{"iteration": 2}\n{"itera')
+    assert [row["iteration"] for row in read_lines(file)] == [0, 2]
+    assert capsys.readouterr().err == f"warning: {file}:2: no JSON object; 2 such lines are left out\n"
+    file.write_text('{"iteration": 0}\n{"itera')  # still being written
+    assert len(read_lines(file)) == 1 and not capsys.readouterr().err
+    file.write_text('{"iteration": 0}\n{"iteration": 1}')
+    assert len(read_lines(file)) == 2
+    assert read_lines(tmp_path / "none.jsonl") == []
