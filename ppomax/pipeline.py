@@ -110,6 +110,8 @@ class Stage:
     """earlier stages that its values refer to"""
     given: Path | None = None
     """what it would leave, where that is there already"""
+    refused: str | None = None
+    """why it could not run"""
 
     @property
     def product(self) -> Path:
@@ -165,18 +167,24 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
         layers = [defaults, own, *words_to_layers(cls, by_stage.get(name, []))]
         layers.append(Layer(path, Tree({kind.place: str(where)}, {}, {})))
         uses: set[str] = set()
+        refused: list[str] = []
         for layer in layers:
-            layer.tree = _substitute(layer, {stage.name: stage for stage in stages}, names, uses)
+            layer.tree = _substitute(layer, {stage.name: stage for stage in stages}, names, uses, refused)
         try:
             config = build(cls, layers)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from None
-        stages.append(Stage(name, kind, config, directory, sorted(uses), given.get(name)))
+        stages.append(Stage(name, kind, config, directory, sorted(uses), given.get(name), *refused[:1]))
     for key in shared:
         if key.replace("-", "_") not in used_defaults:
             hint = did_you_mean(key, sorted(fields))
             raise UserError(f"{path}:{tree.lines[('defaults', key)]}: no stage has a field {key!r}{hint}")
     kept = _needed(stages)
+    if not kept:
+        raise UserError(f"{path}: no stage is left to run, with {' and '.join(f'--{name}' for name in given)} given")
+    for stage in kept:
+        if stage.refused:
+            raise UserError(stage.refused)
     for name in by_stage:
         if name not in [stage.name for stage in kept]:
             raise UserError(f"--{name}...: stage {name} is not run, with {' and '.join(f'--{g}' for g in given)} given")
@@ -236,12 +244,12 @@ def _sort_words(words: Sequence[str], names: Sequence[str]) -> tuple[str | None,
             value, current = (value if equals else rest.pop(0)), None
             if of_all:
                 root = value
-            elif not Path(value).exists():
+            elif not Path(value).expanduser().exists():
                 raise UserError(
                     f"--{name} {value}: no such file or folder; it stands for what stage {name} would leave"
                 )
             else:
-                given[name] = Path(value)
+                given[name] = Path(value).expanduser()
             continue
         stage, dot, field_name = name.partition(".")
         if not dot or stage not in names:
@@ -272,16 +280,19 @@ def _below(tree: Tree, root: tuple[str | int, ...], keep: set[str] | None = None
     return Tree(kept, inside(tree.lines), inside(tree.texts))
 
 
-def _substitute(layer: Layer, made: Mapping[str, Stage], names: Sequence[str], uses: set[str]) -> Tree:
+def _substitute(
+    layer: Layer, made: Mapping[str, Stage], names: Sequence[str], uses: set[str], refused: list[str]
+) -> Tree:
     """``${stage}`` in every text of a layer; variables of the environment are left to whoever reads the path."""
 
     def one(text: str, place: str) -> str:
         def replace(match: re.Match[str]) -> str:
             name, dot, part = match[1].partition(".")
             if name in made and part in ("", "dir"):
-                if dot and made[name].given:
-                    raise UserError(f"{place}: ${{{match[1]}}}: stage {name} was given, and has no folder of its own")
-                uses.add(name)
+                if made[name].given is None:
+                    uses.add(name)
+                elif dot:
+                    refused.append(f"{place}: ${{{match[1]}}}: stage {name} was given, and has no folder of its own")
                 return str(made[name].directory if dot else made[name].product)
             if name in made:
                 raise UserError(f"{place}: ${{{match[1]}}}: a stage has ${{{name}}} (its model) and ${{{name}.dir}}")
@@ -313,6 +324,8 @@ def run_pipeline(path: str, words: Sequence[str] = ()) -> None:
     """Run what is not finished yet, stage by stage, each where it stopped."""
     root, stages = read_pipeline(path, words)
     ranks = _join(stages)
+    for stage in stages:  # before the first one runs
+        status_of(stage, _read_state(root))
     for number, stage in enumerate(stages, 1):
         state = _read_state(root)
         status = status_of(stage, state)

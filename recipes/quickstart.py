@@ -79,28 +79,42 @@ def show(
             console.print(Text(visible(f"  {a['title']:13} {a['text']}") + f"  ({a['score']:.2f})"))
 
 
+def from_here(path: Path) -> Path:
+    """As a command in this directory would name it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def command() -> str:
     """How to call ppomax from here: the virtual environment of `make quickstart` is not active in the caller's shell."""
     beside = Path(sys.executable).with_name("ppomax")
-    if not beside.exists():
-        return "ppomax"
-    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+    return str(from_here(beside)) if beside.exists() else "ppomax"
 
 
 def ready(language: str, out: Path, options: Sequence[str]) -> Path | None:
     """Where SFT and reward model lie ready for a run like this one; None: it makes its own."""
+    anew = None
+    for option in options:
+        stage, dot, _ = option.removeprefix("--").partition(".")
+        if option.startswith("--") and not dot:
+            raise UserError(
+                f"unknown option {option}; models of your own: ppomax run {from_here(RECIPE)} --sft PLACE ..."
+            )
+        if option.startswith("--") and stage not in PPO_STAGES:
+            anew = option
     if (out / "fresh").exists():  # as it did before
         return None
-    for option in options:
-        if option.startswith("--") and option[2:].split(".")[0] not in PPO_STAGES:
-            print(f"quickstart: SFT and reward model are trained here, as {option} may change them", file=sys.stderr)
-            return None
-    place = MODELS / language
+    if anew is not None:
+        if (out / "ppo_max").exists():
+            raise UserError(f"{out}: began with models that were there, and {anew} changes these: add --output-dir")
+        print(f"quickstart: SFT and reward model are trained here, as {anew} may change them", file=sys.stderr)
+        return None
+    place = from_here(MODELS / language)
     made = json.loads((place / "made.json").read_text(encoding="utf-8"))["world"]["hash"]
     if made != fingerprint():
         raise UserError(
             f"{place}: made in a world of hash {made}, and this one has {fingerprint()}: add --from-scratch"
         )
+    print(f"SFT and reward model: {place}; make quickstart-from-scratch trains them too", file=sys.stderr)
     return place
 
 
@@ -144,7 +158,7 @@ def main(words: list[str]) -> int:
     minutes = (time.monotonic() - began) / 60
     for line in (
         f"\n{minutes:.1f} minutes. The page: {out / 'report.html'}; the numbers: {out / 'summary.json'}",
-        f"Next, talk to it: {command()} chat {out}/ppo_max/final --against {sft}",
+        f"Next, talk to it: {command()} chat {out}/ppo_max/final --against {from_here(sft)}",
         f"(it knows its world alone; ask: {question})",
     ):
         console.print(Text(visible(line)), soft_wrap=True)

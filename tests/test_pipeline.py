@@ -136,6 +136,10 @@ def test_what_is_given_is_not_made(file: Path, tmp_path: Path, model: Path, fake
     run_pipeline(str(file), [f"--sft={model}"])
     assert fakes.calls == [("rm", False), ("ppo-max", False)]
     assert "model was" in error_of(run_pipeline, str(file), [f"--sft={tmp_path}"])
+    # as before, though sft was made here meanwhile
+    pipeline._write_state(root, pipeline._read_state(root) | {"sft": {"from": {}, "made": 5}})
+    run_pipeline(str(file), [f"--sft={model}"])
+    assert len(fakes.calls) == 2
     # rm needs sft still, though nobody needs rm
     assert [stage.name for stage in read_pipeline(str(file), ["--rm", str(model)])[1]] == ["base", "sft", "ppo-max"]
     assert [stage.name for stage in read_pipeline(str(file), ["--base", str(model)])[1]] == ["sft", "rm", "ppo-max"]
@@ -143,6 +147,9 @@ def test_what_is_given_is_not_made(file: Path, tmp_path: Path, model: Path, fake
 
 def test_mistakes_in_what_is_given(file: Path, tmp_path: Path, model: Path) -> None:
     assert "${sft.dir}: stage sft was given" in error_of(read_pipeline, str(file), ["--sft", str(model)])
+    assert (
+        read_pipeline(str(file), ["--sft", str(model), "--ppo-max", str(model)])[1][0].name == "rm"
+    )  # does not read it
     file.write_text(file.read_text().replace("${sft.dir}/", ""))
     for words, expected in (
         (["--sft", str(tmp_path / "none")], f"--sft {tmp_path / 'none'}: no such file or folder"),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ppomax.errors import UserError
 from ppomax.models.loading import load_causal_lm, load_scalar_model, load_tokenizer
 from ppomax.world import Task, World
 
@@ -147,8 +148,17 @@ def test_all_stages_and_a_second_run(
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_models_that_come_with_it(quickstart: Any, language: str, tmp_path: Path) -> None:
     place = RECIPES / "models" / language
-    assert quickstart.ready(language, tmp_path, ["--ppo_max.iterations=3"]) == place  # of this world
+    assert quickstart.ready(language, tmp_path, ["--ppo_max.iterations=3"]).resolve() == place  # of this world
     assert quickstart.ready(language, tmp_path, ["--reward.epochs", "2"]) is None
+    with pytest.raises(
+        UserError, match=r"unknown option --sft; models of your own: ppomax run .*quickstart.yaml --sft"
+    ):
+        quickstart.ready(language, tmp_path, ["--sft", str(place / "sft")])
+    (tmp_path / "ppo_max").mkdir()  # a run that began with them
+    with pytest.raises(UserError, match=r"--reward.epochs changes these: add --output-dir"):
+        quickstart.ready(language, tmp_path, ["--reward.epochs", "2"])
+    (tmp_path / "fresh").mkdir()  # one that did not
+    assert quickstart.ready(language, tmp_path, []) is None
     assert sum(file.stat().st_size for file in RECIPES.joinpath("models").rglob("*")) < 12_000_000
 
     truth = World(language, 0, "standard")

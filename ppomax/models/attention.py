@@ -124,7 +124,7 @@ AttentionInterface.register("sdpa", _attention)
 
 def _grouped(lengths: Tensor) -> _Groups:
     """Groups of rows whose ``lengths`` (B,) fall."""
-    counts: list[int] = lengths.tolist()
+    counts = [count for count in lengths.tolist() if count]  # none of them empty
     starts = [0]
     for i, count in enumerate(counts):
         if count < ALIKE * counts[starts[-1]]:
@@ -168,15 +168,16 @@ def _looks_at_all(config: Any) -> bool:
 def allow_rows_in_one(backbone: Any) -> None:
     """Let `hidden_states` take pads out for this decoder, if that gives the same numbers: not where layers look at a
     window of tokens, mix neighbours in other ways, or hand no mask through."""
+    backbone.takes_rows_in_one = False
     config, embeddings = backbone.config, backbone.get_input_embeddings().weight
     if config._attn_implementation != "sdpa" or embeddings.is_meta or not _looks_at_all(config.get_text_config()):
         return
     lengths = torch.tensor(PROBE, device=embeddings.device)
     ids = torch.arange(len(PROBE) * max(PROBE), device=embeddings.device).view(len(PROBE), -1) % len(embeddings)
     real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    expected = backbone(input_ids=ids, use_cache=False).last_hidden_state[real]
     try:
+        expected = backbone(input_ids=ids, use_cache=False).last_hidden_state[real]
         found = in_one_row(backbone, ids, lengths)[real]
-    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+    except Exception:  # an encoder, or whatever a decoder that cannot do it raises
         return
     backbone.takes_rows_in_one = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)

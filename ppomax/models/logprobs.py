@@ -33,7 +33,8 @@ def backbone_of(model: Any) -> Any:
 
 def takes_rows_in_one(model: Any) -> bool:
     """Whether `hidden_states` leaves pads out of passes of ``model``."""
-    return bool(getattr(backbone_of(model), "takes_rows_in_one", False))
+    backbone = backbone_of(model)
+    return getattr(backbone, "takes_rows_in_one", False) and backbone.config._attn_implementation == "sdpa"
 
 
 def hidden_states(model: nn.Module, ids: Tensor, lengths: Tensor | None, position_ids: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -57,13 +58,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows, bad = [], []
+    rows: list[dict[str, Any]] = []
+    bad: list[int] = []
     for number, line in enumerate(lines, 1):
-        try:
-            if line:
-                rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            bad += [number] if number < len(lines) else []
+        row = None
+        with contextlib.suppress(ValueError):
+            row = json.loads(line) if line else {}
+        if isinstance(row, dict):
+            rows += [row] if line else []
+        elif number < len(lines):
+            bad.append(number)
     if bad:
         print(f"warning: {path}:{bad[0]}: no JSON object; {len(bad)} such lines are left out", file=sys.stderr)
     return rows

@@ -45,6 +45,8 @@ from ppomax.train.run import RunDirectory
 from ppomax.train.sharding import divide, first_device, in_turn, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng", "progress"]
+SPARSE = 4
+"""records in rows of their own, padded to the longest, may take this many times their tokens"""
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,16 @@ def collate(rows: Sequence[Row], *, packed: bool, pad_id: int, device: torch.dev
 
 
 def batch_of(model: nn.Module, rows: Sequence[Row], *, packed: bool, pad_id: int, device: torch.device) -> RowBatch:
-    """Rows for a pass of ``model``; one that leaves pads out of its passes gets packed records each as a row of its own."""
+    """Rows for a pass of ``model``; one that leaves pads out of its passes gets packed records each as a row of its own.
+
+    Not where a few long records among many short ones would make that SPARSE times as many places as tokens: hidden states
+    have all of them.
+    """
     if packed and takes_rows_in_one(model):
-        return collate([[record] for row in rows for record in row], packed=False, pad_id=pad_id, device=device)
+        records = [[record] for row in rows for record in row]
+        lengths = [row_length(record) for record in records]
+        if len(records) * max(lengths) <= SPARSE * sum(lengths):
+            rows, packed = records, False
     return collate(rows, packed=packed, pad_id=pad_id, device=device)
 
 

@@ -20,10 +20,13 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     Qwen3Config,
+    T5Config,
+    T5ForSequenceClassification,
 )
 
 from ppomax.config_base import ParallelConfig
 from ppomax.models.attention import WORTH, allow_rows_in_one, in_one_row
+from ppomax.models.loading import quicken
 from ppomax.models.logprobs import backbone_of, hidden_states
 from ppomax.models.precision import precision
 from ppomax.train.parallel import Ranks
@@ -118,6 +121,35 @@ def test_pads_are_not_computed() -> None:
         hidden_states(model, *padded(lengths))
     assert seen == [15, 30]  # almost full rows are left as they are
     assert 29 / 30 > WORTH > 15 / 30
+
+
+def test_rows_of_nothing() -> None:
+    model = allowed("llama")
+    ids, _ = padded([4, 4, 4])
+    with torch.no_grad():
+        found = in_one_row(backbone_of(model), ids, torch.tensor([0, 4, 0]))
+        torch.testing.assert_close(found[1], alone(model, ids[1:2], torch.tensor([4]))[0], rtol=1e-4, atol=1e-5)
+    assert not found[::2].any()
+
+
+@torch.no_grad()
+def test_another_attention_function_later() -> None:
+    model = allowed("llama")
+    model.set_attn_implementation("eager")
+    ids, lengths = padded([10, 2, 3])
+    expected = alone(model, ids, lengths)
+    for _ in range(2):
+        torch.testing.assert_close(hidden_states(model, ids, lengths)[1, :2], expected[1], rtol=1e-4, atol=1e-5)
+        quicken(model, "cpu")
+    assert not model.model.takes_rows_in_one
+
+
+def test_models_without_a_decoder_of_their_own() -> None:
+    config = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, num_labels=1)
+    quicken(T5ForSequenceClassification(config), "cpu")
+    elsewhere = make(KINDS["llama"]())
+    elsewhere.base_model_prefix = "nowhere"
+    quicken(elsewhere, "cpu")
 
 
 def test_in_bf16_as_padded() -> None:

@@ -119,6 +119,14 @@ def test_packed_rows_equal_separate_records(make_lm: Callable[..., Any], rows: l
     assert_same(alone_grads, gradients(exact), 2e-4)
 
 
+def test_records_too_unequal_for_rows_of_their_own(make_lm: Callable[..., Any]) -> None:
+    model = make_lm()
+    allow_rows_in_one(model.model)
+    rows = [examples_of([100], 300), examples_of([4] * 25, 300)]
+    batch = batch_of(model, rows, packed=True, pad_id=0, device=CPU)
+    assert batch.ids.shape == (2, 100) and batch.position_ids is not None  # not (26, 100)
+
+
 def test_packing_really_isolates(make_lm: Callable[..., Any]) -> None:
     """The test above could pass by accident if records hardly influenced each other: they do without positions."""
     model, (first, second) = make_lm(), examples_of([9, 9], 300)
