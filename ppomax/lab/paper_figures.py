@@ -175,11 +175,12 @@ def reward_accuracy(arms: Arms, path: Path) -> bool:
     """Fig. 3: accuracy of the arms' reward models over their training, from what `work.start_facts` keeps.
 
     A line a seed: pairs of each update before they are trained on, which in the first epoch have never been seen. The
-    marker at its end: held-out pairs. Results of older versions have no such line.
+    marker at its end: held-out pairs. Results of older versions have these alone: dotted, right across.
     """
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
+    courses = 0
     for i, (arm, by_seed) in enumerate(arms.items()):
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
         name: str | None = arm
@@ -189,12 +190,16 @@ def reward_accuracy(arms: Arms, path: Path) -> bool:
             except KeyError:
                 continue
             if "curve" not in facts:
+                held_out = None if name is None else f"{arm}, held-out pairs at its end"
+                axis.axhline(known(facts["accuracy"]), color=colour, linestyle=":", linewidth=1, label=held_out)
+                name = None
                 continue
+            courses += 1
             updates, values = facts["curve"]["update"], [known(v) for v in facts["curve"]["accuracy"]]
             axis.plot(updates, values, color=colour, linestyle=style, linewidth=1.3, alpha=0.8, label=name)
             axis.plot(updates[-1:], [known(facts["accuracy"])], MARKERS[i % len(MARKERS)], color=colour, markersize=7)
             name = None
-    if not axis.get_lines():
+    if not courses:
         return False
     axis.set(
         xlabel="updates of the reward model", ylabel="pairs in the right order", title="accuracy of the reward models"

@@ -100,6 +100,8 @@ def test_every_figure_is_drawn_or_left_out(tmp_path: Path) -> None:
         if name != "beats":
             assert not extra.draw(bare, tmp_path / f"{name}_not.png")
             assert not (tmp_path / f"{name}_not.png").exists()
+    # one arm with the course of its accuracy, one with the end alone
+    assert EXTRAS["early_model"].draw({**full, "late": bare["m"]}, tmp_path / "both.png")
     assert not list(tmp_path.glob("*.svg")), "the page shows one file each"
 
 
