@@ -110,8 +110,8 @@ class Stage:
     """earlier stages that its values refer to"""
     given: Path | None = None
     """what it would leave, where that is there already"""
-    refused: str | None = None
-    """why it could not run"""
+    refused: list[str] = field(default_factory=list)
+    """why it could not run: what it refers to is not there"""
 
     @property
     def product(self) -> Path:
@@ -174,7 +174,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
             config = build(cls, layers)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from None
-        stages.append(Stage(name, kind, config, directory, sorted(uses), given.get(name), *refused[:1]))
+        stages.append(Stage(name, kind, config, directory, sorted(uses), given.get(name), refused))
     for key in shared:
         if key.replace("-", "_") not in used_defaults:
             hint = did_you_mean(key, sorted(fields))
@@ -184,7 +184,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
         raise UserError(f"{path}: no stage is left to run, with {' and '.join(f'--{name}' for name in given)} given")
     for stage in kept:
         if stage.refused:
-            raise UserError(stage.refused)
+            raise UserError(stage.refused[0])
     for name in by_stage:
         if name not in [stage.name for stage in kept]:
             raise UserError(f"--{name}...: stage {name} is not run, with {' and '.join(f'--{g}' for g in given)} given")
@@ -192,7 +192,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
 
 
 def _needed(stages: Sequence[Stage]) -> list[Stage]:
-    """All but those that were given, and those that nothing else needs what they leave."""
+    """All but those that were given, and those that only serve these."""
     kept: list[Stage] = []
     for stage in reversed(stages):  # what uses a stage comes after it
         users = [other for other in stages if stage.name in other.uses]
@@ -324,8 +324,9 @@ def run_pipeline(path: str, words: Sequence[str] = ()) -> None:
     """Run what is not finished yet, stage by stage, each where it stopped."""
     root, stages = read_pipeline(path, words)
     ranks = _join(stages)
+    state = _read_state(root)
     for stage in stages:  # before the first one runs
-        status_of(stage, _read_state(root))
+        status_of(stage, state)
     for number, stage in enumerate(stages, 1):
         state = _read_state(root)
         status = status_of(stage, state)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import ppomax
 from ppomax.errors import UserError
-from ppomax.report.stages import read_json
+from ppomax.report.stages import read_json, read_lines
 from ppomax.train.checkpoint import write_atomic
 
 MODELS = Path(__file__).with_name("models")
@@ -37,7 +37,7 @@ def keep(run: Path, models: Path = MODELS) -> Path:
     for name in KEPT:
         _halve(run / name / "final", place / name)
     facts = {key: world[key] for key in ("name", "version", "hash")}
-    last = json.loads((run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    last = read_lines(run / "sft" / "metrics.jsonl")[-1]
     made: dict[str, Any] = {
         "world": facts,
         "ppomax": ppomax.__version__,

@@ -129,9 +129,8 @@ def _grouped(lengths: Tensor) -> _Groups:
     for i, count in enumerate(counts):
         if count < ALIKE * counts[starts[-1]]:
             starts.append(i)
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lengths.device).as_subclass(
-        _Groups
-    )  # neither cast nor moved
+    carrier = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lengths.device)  # so it is neither cast nor moved
+    mask = carrier.as_subclass(_Groups)
     mask.groups = []
     begin = 0
     for first, last in zip(starts, [*starts[1:], len(counts)], strict=True):
