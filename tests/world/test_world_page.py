@@ -31,7 +31,8 @@ def test_scores_of_the_example_are_the_judges() -> None:
 
     world = World("en", 0)
     (prompt,) = re.findall(r"^\*(I wonder .*\.)\* ", PAGE, re.MULTILINE)
-    rows = re.findall(r"^\| (.+) \| (\d\.\d\d) \| (.*?) ?\|$", PAGE, re.MULTILINE)
+    table, *_ = PAGE[PAGE.index(prompt) :].split("\n## ")
+    rows = re.findall(r"^\| (.+) \| (\d\.\d\d) \| (.*?) ?\|$", table, re.MULTILINE)
     assert len(rows) == 5
     for answer, score, faults in rows:
         judgement = world.judge(prompt, answer)
