@@ -1,14 +1,17 @@
 """Real processes, killed with SIGKILL at random moments or at a chosen file operation, and what they left behind.
 
-A test file that uses this starts *itself* as a script: that process imports everything once, never trains, and forks a
-child for each run, so that a run costs no start-up time.
+A test file that uses this starts *itself* as a script, forked from a process that has imported everything and never
+trains; the script forks a child for each run, so that a run costs no start-up time.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -24,20 +27,70 @@ from safetensors import safe_open
 TIMEOUT = 600.0
 
 
+FORKS = """
+import json, os, runpy, sys, traceback
+import hypothesis, peft, pytest, torch, transformers
+import ppomax.train.ppo, ppomax.train.reward, ppomax.train.sft
+for request in sys.stdin:
+    file, folder, log, environment = json.loads(request)
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            with open(log, "a") as f:
+                os.dup2(f.fileno(), 1)
+                os.dup2(f.fileno(), 2)
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.argv = [file, folder]
+            sys.path.insert(0, os.path.dirname(file))
+            runpy.run_path(file, run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""the process that scripts are forked from, one a worker of pytest: importing everything takes longer than most of them"""
+
+
+@functools.cache
+def forks() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        env=script_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def script_environment() -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+
+
 def start_script(file: str, folder: Path) -> dict[str, Any]:
     """Run ``file`` as a script on ``folder``; what it wrote to results.json."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, file, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    process, log = forks(), folder / "script.log"
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps([file, str(folder), str(log), script_environment()]) + "\n")
+    process.stdin.flush()
+    if not select.select([process.stdout], [], [], TIMEOUT)[0]:
+        os.killpg(process.pid, signal.SIGKILL)
+        forks.cache_clear()
+        raise TimeoutError(f"{file} after {TIMEOUT:g} s: {log.read_text(encoding='utf-8')[-6000:]}")
+    code = process.stdout.readline().strip()
+    assert code == "0", f"exit code {code}: {log.read_text(encoding='utf-8')[-6000:]}"
     results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return results
 
