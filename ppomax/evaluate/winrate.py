@@ -13,7 +13,7 @@ would otherwise send it to infinity), the intercept none. This is AlpacaEval's l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -89,6 +89,11 @@ def as_half_wins(outcomes: Outcomes) -> Floats:
 def win_rate(outcomes: Outcomes) -> float:
     """Share of wins, ties as half."""
     return float(as_half_wins(outcomes).mean())
+
+
+def verdicts_suffice(line: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of a run (evaluations.jsonl) may make its policy the best one: a verdict on half of the prompts."""
+    return bool(line["eval/prompts"] >= line.get("eval/judge_failed", 0))
 
 
 def sign_test(wins: int, losses: int) -> float:

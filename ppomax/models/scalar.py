@@ -61,12 +61,6 @@ def unit_outputs(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 @whole_pass
-def values_at(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Critic: value of every state (B, S), float32; column t is V after tokens 0..t."""
-    return unit_outputs(model, hidden_states(model, ids, attention_mask.sum(dim=1)))
-
-
-@whole_pass
 def rewards_at_end(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Reward model: uncalibrated reward (B,), float32, at the last token that the *mask* keeps."""
     lengths = attention_mask.sum(dim=1)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ppomax.evaluate.winrate import verdicts_suffice
 from ppomax.report.figures import (
     ANSWER_PANELS,
     CRITIC_PANELS,
@@ -260,7 +261,7 @@ def _best(evaluations: Sequence[Mapping[str, Any]], keep: bool) -> str:
     best = highest(evaluations)
     if not keep:
         return said(best)
-    enough = [row for row in evaluations if row["eval/prompts"] >= row.get("eval/judge_failed", 0)]
+    enough = [row for row in evaluations if verdicts_suffice(row)]
     kept = highest(enough) if enough else None
     if kept is best:
         return f"{said(best)}, kept in best/"

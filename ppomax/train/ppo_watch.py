@@ -22,6 +22,7 @@ from ppomax.evaluate.live import (
     evaluation_numbers,
     reward_numbers,
 )
+from ppomax.evaluate.winrate import verdicts_suffice
 from ppomax.models.loading import save_final
 from ppomax.models.passes import even_passes
 from ppomax.rl.rewards import kl_estimate
@@ -126,8 +127,7 @@ class LiveJudge:
         # written anew as a whole: no half line, and none of a life that was killed
         self.run.write(FILE, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in self.lines))
         win_rate = numbers["eval/win_rate"]
-        enough = 2 * numbers["eval/prompts"] >= len(self.prompts)
-        if self.config.watch.keep_best and enough and (self.best is None or win_rate > self.best):
+        if self.config.watch.keep_best and verdicts_suffice(line) and (self.best is None or win_rate > self.best):
             self.best = win_rate
             policy = to_save(self.setup.policy)
             if self.ranks.is_main:

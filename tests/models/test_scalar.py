@@ -27,7 +27,8 @@ from transformers import (
 
 from ppomax.data.batches import pad_sequences
 from ppomax.errors import UserError
-from ppomax.models.scalar import on_backbone, reset_unit, reward_offset, rewards_at_end, score_sequences, values_at
+from ppomax.models.logprobs import hidden_states
+from ppomax.models.scalar import on_backbone, reset_unit, reward_offset, rewards_at_end, score_sequences, unit_outputs
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -71,6 +72,11 @@ def test_offset_is_subtracted() -> None:
     ids, mask = pad_sequences(sequences, 0)
     with torch.no_grad():
         torch.testing.assert_close(rewards_at_end(model, ids, mask), before)  # uncalibrated
+
+
+def values_at(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The unit's output after every token (B, S)."""
+    return unit_outputs(model, hidden_states(model, ids, mask.sum(dim=1)))
 
 
 def test_values_end_where_rewards_are_read() -> None:
