@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 import sys
@@ -217,10 +216,10 @@ def say(line: str) -> None:
 
 def run_lab(lab: Lab) -> int:
     """Run what is not there yet. 0, or 1 if something failed."""
-    from ppomax.lab.schedule import Workshop, jobs_for
+    from ppomax.lab.schedule import Workshop, jobs_for, usable_cores
 
     config = lab.config
-    jobs = config.jobs or (1 if config.model else os.cpu_count() or 1)
+    jobs = config.jobs or (1 if config.model else usable_cores())
     runs = lab.runs()
     for line in lab.planner.left_out:
         say(f"left out: {line}")

@@ -80,6 +80,13 @@ def _short(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine has under taskset, SLURM or a cpuset."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Workshop:
     """Runs jobs; what fails is told in one line, and the others go on."""
 
@@ -89,7 +96,7 @@ class Workshop:
         """``spread``: a start that nothing can run beside has all cores (how sums are rounded depends on their number,
         so not for runs that count)."""
         self.work, self.slots, self.say, self.spread = work, slots, say, spread
-        self.cores = cores or os.cpu_count() or 1
+        self.cores = cores or usable_cores()
         self.threads = max(1, self.cores // slots)
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
         self.failed: dict[str, str] = {}

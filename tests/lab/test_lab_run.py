@@ -267,6 +267,17 @@ def test_a_lone_start_has_all_cores_where_asked(tmp_path: Path) -> None:
     assert threads([*alone, Job("other", {"sh": "true"})], spread=True)["start"] == 2, "another can run beside it"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux")
+def test_cores_that_others_have_are_not_counted(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})  # as taskset and SLURM do
+        assert Workshop(tmp_path, 1, str).threads == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert Workshop(tmp_path, 1, str).threads == len(before)
+
+
 def test_last_line_of_an_empty_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("\n\n", encoding="utf-8")
     assert last_line(tmp_path / "log") == "it said nothing"
