@@ -225,7 +225,7 @@ def bend(points: Sequence[tuple[float, float]]) -> str:
     if not slopes:
         return "one point only"
     turns = [
-        f"at {point[0]:g} {'upwards' if after > before else 'downwards'}, from {before:.2f} to {after:.2f}"
+        f"at {short(point[0])} {'upwards' if after > before else 'downwards'}, from {before:.2f} to {after:.2f}"
         for point, before, after in zip(points[1:], slopes, slopes[1:], strict=False)
         if abs(after - before) >= BEND
     ]
@@ -247,15 +247,40 @@ def series_of(
     return sorted(found.items())
 
 
+def contenders_of(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Ours first, then TRL's: the order in which they ran alternates."""
+    known = [*OURS, *TRL]
+    return sorted(
+        {r["contender"] for r in records}, key=lambda name: known.index(name) if name in known else len(known)
+    )
+
+
+def short(value: float) -> str:
+    """1315968 -> 1.3M, 27402752 -> 27M; what is below a million in full."""
+    if value < 1e6:
+        return f"{value:g}"
+    return f"{value / 1e6:.1f}M" if value < 1e7 else f"{value / 1e6:.0f}M"
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Marks of a logarithmic axis from 1, 2, 5 in every ten, with those around the data."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    first = max((m for m in marks if m <= low), default=marks[0])
+    last = min((m for m in marks if m >= high), default=marks[-1])
+    return [m for m in marks if first <= m <= last]
+
+
 def draw(records: Sequence[dict[str, Any]], file: Path, clock: str) -> None:
     """Two rows of panels, seconds above memory, a column for each series; both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
     shown = [s for s in AXES if any(r["case"]["series"] == s and "seconds" in r for r in records)]
-    names = list(dict.fromkeys(r["contender"] for r in records))
+    names = contenders_of(records)
     figure, axes = pyplot.subplots(2, len(shown), figsize=(3.6 * len(shown), 6.4), squeeze=False, layout="constrained")
     for column, series in enumerate(shown):
         for row, (key, label) in enumerate(
@@ -268,7 +293,12 @@ def draw(records: Sequence[dict[str, Any]], file: Path, clock: str) -> None:
                     style = "-" if name in OURS else "--"
                     panel.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
             panel.set(xscale="log", yscale="log", xlabel=AXES[series], ylabel=label if column == 0 else None)
-            panel.grid(alpha=0.3, which="both")
+            for axis, key_of in ((panel.xaxis, None), (panel.yaxis, key)):
+                found = {p[key_of is not None] for n in names for p in series_of(records, series, n, key, clock)}
+                values = sorted(found) if key_of is None else round_values(min(found), max(found))
+                axis.set_ticks(values, [short(v) for v in values])
+                axis.set_minor_locator(NullLocator())
+            panel.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
@@ -278,7 +308,11 @@ def bends(records: Sequence[dict[str, Any]], clock: str = "seconds") -> str:
     """Markdown: by series and contender the points, where the curves bend, and what was too much or not measured."""
     measured = [r for r in records if clock in r]
     rounds = sorted({r["iterations"] for r in measured if "iterations" in r})
+    places = sorted(
+        {f"{m['processor']}, {m['threads']} of {m['cores']} cores" for r in measured if (m := r.get("machine"))}
+    )
     lines = [
+        f"Measured on: {'; '.join(places) or 'not said'}. "
         f"Times are {CLOCKS[clock]}, medians of {' or '.join(map(str, rounds))} rounds. A curve is said to bend where its "
         f"exponent changes by {BEND:g} or more from one interval to the next.",
         "",
@@ -287,13 +321,13 @@ def bends(records: Sequence[dict[str, Any]], clock: str = "seconds") -> str:
         rows = [r for r in records if r["case"]["series"] == series]
         if not rows:
             continue
-        names = list(dict.fromkeys(r["contender"] for r in rows))
+        names = contenders_of(rows)
         newest = {(names.index(r["contender"]), r["case"]["value"]): r for r in rows if clock in r}
         lines += [f"### {label[0].upper()}{label[1:]}", ""]
         lines += ["| | value | total, s | " + ", s | ".join(PHASES) + ", s | peak, MiB |", "|---" * 7 + "|"]
         for (_, value), r in sorted(newest.items()):
             cells = " | ".join(f"{r[clock][p]:.2f}" for p in ("total", *PHASES))
-            lines.append(f"| {r['contender']} | {value:g} | {cells} | {r['peak_mib']:.0f} |")
+            lines.append(f"| {r['contender']} | {short(value)} | {cells} | {r['peak_mib']:.0f} |")
         lines.append("")
         for name in names:
             time_, memory = (series_of(records, series, name, key, clock) for key in ("total", "peak_mib"))
@@ -307,7 +341,7 @@ def bends(records: Sequence[dict[str, Any]], clock: str = "seconds") -> str:
                     missing[r["case"]["value"]] = word
                 elif r["contender"] == name:
                     missing.pop(r["case"]["value"], None)
-            lines += [f"- {name} at {value:g}: {word}" for value, word in sorted(missing.items())]
+            lines += [f"- {name} at {short(value)}: {word}" for value, word in sorted(missing.items())]
         lines.append("")
     return "\n".join(lines)
 

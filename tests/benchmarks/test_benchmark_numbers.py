@@ -110,6 +110,17 @@ def test_bends_in_words() -> None:
     assert scaling.bend(points) == "bends at 2 upwards, from 1.00 to 2.00 and at 4 downwards, from 2.00 to 1.00"
 
 
+def test_marks_of_an_axis() -> None:
+    assert [scaling.short(v) for v in (1315968, 27402752, 131072, 0.5)] == ["1.3M", "27M", "131072", "0.5"]
+    assert scaling.round_values(3.3, 44.0) == [2, 5, 10, 20, 50]
+    assert scaling.round_values(200.0, 1000.0) == [200, 500, 1000]
+
+
+def test_ours_before_theirs() -> None:
+    names = ["trl_float32", "another", "ours_float32"]
+    assert scaling.contenders_of([{"contender": n} for n in names]) == ["ours_float32", "trl_float32", "another"]
+
+
 def test_the_middle_comes_first_and_the_ends_last() -> None:
     order = scaling.middle_first(scaling.cases())
     assert sorted(map(repr, order)) == sorted(map(repr, scaling.cases()))
