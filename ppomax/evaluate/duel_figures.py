@@ -60,8 +60,7 @@ def stacked_bars(
     axis.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=10)
-    for suffix in suffixes:
-        save_figure(figure, folder / f"{stem}.{suffix}")
+    save_figure(figure, [folder / f"{stem}.{suffix}" for suffix in suffixes])
 
 
 def draw_duel(result: Mapping[str, Any], folder: Path) -> None:

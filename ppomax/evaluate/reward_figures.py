@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from ppomax.report.figures import Files, save_figure
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
@@ -20,7 +21,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def draw_gap_histogram(evaluation: dict[str, Any], file: Path) -> None:
+def draw_gap_histogram(evaluation: dict[str, Any], file: Files) -> None:
     """Histogram of r(preferred) - r(other) on held-out pairs, wrongly ordered ones in another colour."""
     data = evaluation["gap"]["histogram"]
     right = evaluation["overall"]["model"]
@@ -32,20 +33,20 @@ def draw_gap_histogram(evaluation: dict[str, Any], file: Path) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(evaluation["gap"]["mean"], color="black", linestyle="--", linewidth=0.8, label="mean")
     axes.legend()
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)
 
 
-def draw_accuracy(updates: Sequence[int], held_out: Sequence[float], train: Sequence[float], file: Path) -> None:
+def draw_accuracy(updates: Sequence[int], held_out: Sequence[float], train: Sequence[float], file: Files) -> None:
     """Accuracy on held-out pairs and on a fixed sample of training pairs over updates."""
     figure, axes = _axes("accuracy over training", "update", "pairs in the right order")
     axes.plot(updates, train, marker=".", label="training pairs")
     axes.plot(updates, held_out, marker=".", label="held-out pairs")
     axes.axhline(0.5, color="black", linestyle=":", linewidth=0.8)
     axes.legend()
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)
 
 
-def draw_calibration(evaluation: dict[str, Any], file: Path) -> None:
+def draw_calibration(evaluation: dict[str, Any], file: Files) -> None:
     """Reliability curve: predicted probability that the first answer is better against how often it is."""
     data = evaluation["calibration"]
     rows = [row for row in data["bins"] if row["n"]]
@@ -57,4 +58,4 @@ def draw_calibration(evaluation: dict[str, Any], file: Path) -> None:
         axes.annotate(str(row["n"]), (row["predicted"], row["observed"]), fontsize=7, xytext=(3, -9),
                       textcoords="offset points")  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppomax.report.figures import save_figure
+from ppomax.report.figures import Files, save_figure
 
 
 def _cell(estimate: Mapping[str, Any], percent: bool) -> str:
@@ -24,7 +23,7 @@ def _cell(estimate: Mapping[str, Any], percent: bool) -> str:
     return parts[0] + (f"\n[{parts[1]}, {parts[2]}]" if len(parts) == 3 else "")
 
 
-def agreement_matrix(report: Mapping[str, Any], path: str | Path) -> None:
+def agreement_matrix(report: Mapping[str, Any], path: Files) -> None:
     """PNG or SVG of what `agreement.agreement_report` gives, NaN as null."""
     names = list(report["judges"])
     k = len(names)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppomax.report.figures import COLOURS, save_figure
+from ppomax.report.figures import COLOURS, Files, save_figure
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
-def exam_bars(result: Mapping[str, Any], path: str | Path) -> None:
+def exam_bars(result: Mapping[str, Any], path: Files) -> None:
     """PNG or SVG of a result.json of ``ppomax exam``: a bar a model and group, 95% intervals, chance dotted.
 
     Where text was read, its loss stands beside: a bar a model, with its interval.

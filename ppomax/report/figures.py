@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from ppomax.report.text import label
 
 Row = Mapping[str, Any]
+Files = str | Path | Sequence[Path]
+"""where a figure goes: one file, or one in each of several formats"""
 Panel = tuple[str, str, str]
 """(metric, title, y label)"""
 Series = Callable[[Sequence[Row], str], tuple[list[int], list[float]]]
@@ -107,7 +109,7 @@ def extremes(values: Sequence[float], stretches: int = MOST_POINTS) -> list[int]
 
 
 def training_panel(
-    runs: Mapping[str, Sequence[Row]], path: str | Path, *, panels: Sequence[Panel] = PANELS,
+    runs: Mapping[str, Sequence[Row]], path: Files, *, panels: Sequence[Panel] = PANELS,
     alarms: Mapping[str, Sequence[Row]] | None = None, series: Series = policy_series, about: str = "PPO over training",
 ) -> None:  # fmt: skip
     """Panels over policy updates, the runs overlaid, two in a row.
@@ -132,7 +134,7 @@ def training_panel(
 
 
 def metric_curve(
-    runs: Mapping[str, Sequence[Row]], panel: Panel, path: str | Path, *,
+    runs: Mapping[str, Sequence[Row]], panel: Panel, path: Files, *,
     alarms: Mapping[str, Sequence[Row]] | None = None, series: Series = policy_series,
 ) -> None:  # fmt: skip
     """One panel of `training_panel` by itself, in a size that is still legible on a phone."""
@@ -206,7 +208,7 @@ def _spread(axis: Any) -> float:
     return float(values.max() / values.min()) if len(values) and values.min() > 0 else 1.0
 
 
-def win_rate_curve(curves: Mapping[str, Sequence[Row]], path: str | Path, *, judge: str = "the judge") -> None:
+def win_rate_curve(curves: Mapping[str, Sequence[Row]], path: Files, *, judge: str = "the judge") -> None:
     """Judged win rate against the first answers over training (the red line of Fig. 4), with 95% intervals.
 
     ``curves``: name -> the dicts of `duel_over_training`. Solid: ties as half; dashed: length-controlled.
@@ -243,7 +245,7 @@ def win_rate_curve(curves: Mapping[str, Sequence[Row]], path: str | Path, *, jud
 
 
 def live_win_rate(
-    curves: Mapping[str, tuple[Sequence[Row], str]], path: str | Path, *, judge: str = "the judge",
+    curves: Mapping[str, tuple[Sequence[Row], str]], path: Files, *, judge: str = "the judge",
     proxies: Mapping[str, Sequence[Row]] | None = None,
 ) -> None:  # fmt: skip
     """Win rate that a run judged while it trained (the red line of Fig. 4), with a band of 2 standard errors.
@@ -284,7 +286,7 @@ def live_win_rate(
 
 
 def reward_histogram(
-    runs: Mapping[str, Sequence[Row]], path: str | Path, *, ridges: int = 8, span: tuple[float, float] | None = None,
+    runs: Mapping[str, Sequence[Row]], path: Files, *, ridges: int = 8, span: tuple[float, float] | None = None,
     number: str = "score", colour: int = 0,
 ) -> None:  # fmt: skip
     """Distribution of the training reward over fixed held-out prompts as training goes on (Fig. 13), a column a run.
@@ -367,7 +369,7 @@ def _silverman(values: NDArray[np.float64]) -> float:
     return 1.06 * float(values.std(ddof=1)) * len(values) ** -0.2 if len(values) > 1 else 0.0
 
 
-def time_by_phase(rows: Sequence[Row], path: str | Path) -> None:
+def time_by_phase(rows: Sequence[Row], path: Files) -> None:
     """Seconds of each iteration, stacked by phase; what no phase accounts for is ``other``. All iterations are shown,
     the critic's pre-training too, so that the x axis counts iterations."""
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
@@ -415,5 +417,8 @@ def phase_seconds(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=110, metadata={"Date": None} if str(path).endswith(".svg") else {"Software": None})
+def save_figure(figure: Figure, path: Files) -> None:
+    """Write one file, or several of one figure, which is then laid out once: a third of the work."""
+    for file in [path] if isinstance(path, str | Path) else path:
+        figure.savefig(file, dpi=110, metadata={"Date": None} if str(file).endswith(".svg") else {"Software": None})
+        figure.set_layout_engine("none")  # where things lie now they stay

@@ -23,9 +23,10 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib import font_manager
 
+from ppomax.report.figures import Files
 from ppomax.report.text import language, visible
 
-Draw = Callable[[Path], None]
+Draw = Callable[[Files], None]
 """draws one figure into a file, PNG or SVG by its suffix"""
 LARGEST_SVG = 200_000
 """bytes; a figure with more (thousands of points) goes into a page as PNG"""
@@ -177,11 +178,11 @@ class Figures:
         drawn = [(self.name, self.whole)] if self.whole else [(p.name, p.draw) for p in self.pictures]
         files = []
         for name, draw in drawn:
-            for suffix in ("png", "svg"):
-                file = folder / (re.sub(r"[^\w.-]+", "_", name) + f".{suffix}")
-                with _fonts():
-                    draw(file)
-                files.append(file)
+            stem = re.sub(r"[^\w.-]+", "_", name)
+            both = [folder / f"{stem}.{suffix}" for suffix in ("png", "svg")]
+            with _fonts():
+                draw(both)
+            files += both
         return files
 
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from ppomax.evaluate.reward_figures import draw_calibration, draw_gap_histogram
 from ppomax.report.budget import MOST_BYTES, MOST_TEXT, fit_pictures, without_pictures
-from ppomax.report.figures import COLOURS, save_figure
+from ppomax.report.figures import COLOURS, Files, save_figure
 from ppomax.report.frame import FIGURES, HEAD, HTML, WIDE, embedded
 from ppomax.report.markdown import accuracy_cell, number, share
 from ppomax.report.text import visible
@@ -79,7 +79,7 @@ def names_of(models: Sequence[str]) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------- figures
 
 
-def draw_accuracies(result: Mapping[str, Any], file: Path) -> None:
+def draw_accuracies(result: Mapping[str, Any], file: Files) -> None:
     """Accuracy with 95% intervals of all pairs, of the pairs whose better answer is the longer or the shorter, of sources
     and of subsets: a row each, a colour a model."""
     short = names_of(list(result["models"]))
@@ -106,7 +106,7 @@ def draw_accuracies(result: Mapping[str, Any], file: Path) -> None:
     save_figure(figure, file)
 
 
-def draw_agreement(row: Mapping[str, Any], a: np.ndarray, b: np.ndarray, file: Path) -> None:
+def draw_agreement(row: Mapping[str, Any], a: np.ndarray, b: np.ndarray, file: Files) -> None:
     """Gaps of one reward model against those of another, a point a pair; the quarters in which they disagree are shaded."""
     short = names_of([row["a"], row["b"]])
     figure = Figure(figsize=(5.5, 5), layout="constrained")

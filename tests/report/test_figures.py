@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,17 @@ def test_the_same_numbers_give_the_same_file(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         training_panel({"run": rows(5)}, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_several_formats_of_one_figure_are_those_of_one_each(tmp_path: Path) -> None:
+    both = [tmp_path / "both.png", tmp_path / "both.svg"]
+    training_panel({"run": rows(9)}, both)
+    for file in both:
+        alone = tmp_path / f"alone{file.suffix}"
+        training_panel({"run": rows(9)}, alone)
+        if file.suffix == ".png":
+            assert file.read_bytes() == alone.read_bytes()
+        else:  # laid out by the first format, whose letters are a hair wider
+            one, other = (np.array(re.findall(r"-?\d+\.\d+", f.read_text()), float) for f in (file, alone))
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, atol=0.5)
