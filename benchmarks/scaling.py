@@ -266,8 +266,7 @@ def round_values(low: float, high: float) -> list[float]:
     """Marks of a logarithmic axis from 1, 2, 5 in every ten, with those around the data."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    first = max((m for m in marks if m <= low), default=marks[0])
-    last = min((m for m in marks if m >= high), default=marks[-1])
+    first, last = max(m for m in marks if m <= low), min(m for m in marks if m >= high)
     return [m for m in marks if first <= m <= last]
 
 
@@ -287,16 +286,15 @@ def draw(records: Sequence[dict[str, Any]], file: Path, clock: str) -> None:
             (("total", f"{CLOCKS[clock]} an iteration"), ("peak_mib", "peak memory, MiB"))
         ):
             panel = axes[row][column]
-            for name in names:
-                points = series_of(records, series, name, key, clock)
+            drawn = {name: series_of(records, series, name, key, clock) for name in names}
+            for name, points in drawn.items():
                 if points:
                     style = "-" if name in OURS else "--"
                     panel.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
             panel.set(xscale="log", yscale="log", xlabel=AXES[series], ylabel=label if column == 0 else None)
-            for axis, key_of in ((panel.xaxis, None), (panel.yaxis, key)):
-                found = {p[key_of is not None] for n in names for p in series_of(records, series, n, key, clock)}
-                values = sorted(found) if key_of is None else round_values(min(found), max(found))
-                axis.set_ticks(values, [short(v) for v in values])
+            values, costs = zip(*(point for points in drawn.values() for point in points), strict=True)
+            for axis, marks in ((panel.xaxis, sorted({*values})), (panel.yaxis, round_values(min(costs), max(costs)))):
+                axis.set_ticks(marks, [short(mark) for mark in marks])
                 axis.set_minor_locator(NullLocator())
             panel.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)

@@ -418,7 +418,7 @@ def phase_seconds(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
 
 
 def save_figure(figure: Figure, path: Files) -> None:
-    """Write one file, or several of one figure, which is then laid out once: a third of the work."""
+    """Write one file, or several of one figure, which is then laid out once."""
     for file in [path] if isinstance(path, str | Path) else path:
         figure.savefig(file, dpi=110, metadata={"Date": None} if str(file).endswith(".svg") else {"Software": None})
         figure.set_layout_engine("none")  # where things lie now they stay

@@ -27,7 +27,7 @@ from ppomax.report.figures import Files
 from ppomax.report.text import language, visible
 
 Draw = Callable[[Files], None]
-"""draws one figure into a file, PNG or SVG by its suffix"""
+"""draws one figure into a file, PNG or SVG by its suffix, or into several"""
 LARGEST_SVG = 200_000
 """bytes; a figure with more (thousands of points) goes into a page as PNG"""
 CJK_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei")

@@ -7,6 +7,7 @@ trains; the script forks a child for each run, so that a run costs no start-up t
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -69,8 +70,15 @@ def forks() -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-    atexit.register(process.kill)
+    atexit.register(end_group, process)
     return process
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Kill it with the script that it may be waiting for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def script_environment() -> dict[str, str]:
@@ -83,10 +91,11 @@ def start_script(file: str, folder: Path) -> dict[str, Any]:
     """Run ``file`` as a script on ``folder``; what it wrote to results.json."""
     process, log = forks(), folder / "script.log"
     assert process.stdin is not None and process.stdout is not None
+    log.touch()
     process.stdin.write(json.dumps([file, str(folder), str(log), script_environment()]) + "\n")
     process.stdin.flush()
     if not select.select([process.stdout], [], [], TIMEOUT)[0]:
-        os.killpg(process.pid, signal.SIGKILL)
+        end_group(process)
         forks.cache_clear()
         raise TimeoutError(f"{file} after {TIMEOUT:g} s: {log.read_text(encoding='utf-8')[-6000:]}")
     code = process.stdout.readline().strip()
