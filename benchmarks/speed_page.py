@@ -38,9 +38,11 @@ what counts where the processor has no bf16"""
 
 
 def newest(records: Sequence[dict[str, Any]], benchmark: str, *keys: str) -> list[dict[str, Any]]:
-    """Summaries of one benchmark, the last one of each case; a case is what ``keys`` hold."""
+    """Summaries of one benchmark, the last one of each case; a case is what ``keys`` hold and what `--set` asked for."""
     found = {
-        tuple(r[k] for k in keys): r for r in records if r.get("kind") == "summary" and r.get("benchmark") == benchmark
+        (*(r[k] for k in keys), *r["settings"].get("set", ())): r
+        for r in records
+        if r.get("kind") == "summary" and r.get("benchmark") == benchmark
     }
     return list(found.values())
 
@@ -116,6 +118,7 @@ def ppo_tables(records: Sequence[dict[str, Any]]) -> list[str]:
     lines: list[str] = []
     for record in newest(records, "ppo_iteration", "size", "lengths"):
         title = f"PPO, {record['size']} ({record['parameters'] / 1e6:.1f}M parameters), {record['lengths']} lengths"
+        title = ", ".join([title, *record["settings"].get("set", ())])
         wanted = FASTER.get((record["size"], record["lengths"]), {})
         lines += [f"### {title}", "", origin(record, versions_of(record)), "", *contenders(record, PHASES, "tokens")]
         updates = {row["updates"] for row in record["summary"].values()}

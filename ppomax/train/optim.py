@@ -23,7 +23,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    for p in trained:
+        # as AdamW would in its first step, when activations have come and gone: moments strewn among what they left
+        # keep an eighth of a small model's memory from being used again
+        optimizer.state[p] = {
+            "step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
+        }  # fmt: skip
+    return optimizer
 
 
 def learning_rate(config: OptimConfig, update: int, total: int) -> float:

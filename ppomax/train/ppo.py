@@ -34,7 +34,6 @@ from ppomax.data.batches import EpochOrder, epoch_permutation
 from ppomax.data.records import Dialogue, Prompt, Text
 from ppomax.models.loading import load_trainable_state, save_final, trainable_state
 from ppomax.options import dump_yaml, warnings_for
-from ppomax.report.page import ppo_page
 from ppomax.rl.advantages import gae, reward_to_go
 from ppomax.rl.importance import sampler_metrics
 from ppomax.rl.moments import RunningMoments
@@ -427,6 +426,8 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
         ])  # fmt: skip
         save_final(policy, tokenizer, run.final, stage="ppo", card=card)
         try:
+            from ppomax.report.page import ppo_page  # here: what draws it takes 28 MiB, which training has no use for
+
             run.write("report.html", ppo_page(run.path))
         except Exception as error:  # whatever it is: the run is done, and its files make the page again
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]

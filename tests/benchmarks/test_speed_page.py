@@ -48,12 +48,19 @@ def ppo(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_what_was_tried_with_a_setting_is_a_case_of_its_own() -> None:
+    tried = ppo(settings={**ORIGIN["settings"], "set": ["micro_batch_tokens=256"]})
+    text = speed_page.page([ppo(), tried])
+    assert "fixed lengths\n" in text
+    assert "fixed lengths, micro_batch_tokens=256\n" in text
+
+
 def test_what_is_wanted_stands_beside_what_was_got() -> None:
     older = ppo()
     older["summary"] = {"ours_bf16": row(77.0, 1.0)}
     text = speed_page.page([older | {"ratios": {}}, {"kind": "iteration", "benchmark": "ppo_iteration"}, ppo()])
     assert "77.00" not in text  # an older line of the same case
-    assert "### PPO, 27m (27.4M parameters), fixed lengths" in text
+    assert "### PPO, 27m (27.4M parameters), fixed lengths\n" in text
     assert (
         "Some CPU, 2 threads of 2 cores, load 0.2; 5 rounds after 2; ours_bf16 and ours_float32: torch 2.13.0; " in text
     )

@@ -18,6 +18,7 @@ from ppomax.config import PPOConfig
 from ppomax.data.records import Dialogue, Message, Prompt
 from ppomax.models.fresh import train_tokenizer
 from ppomax.models.loading import scalar_from_causal
+from ppomax.report import page
 from ppomax.rollout.experience import Experience
 from ppomax.train import ppo
 from ppomax.train.ppo import PPOResult, train_ppo
@@ -111,10 +112,10 @@ def make_config(output_dir: Path | str, **changes: Any) -> PPOConfig:
 
 def skip_report() -> None:
     """Leave out RUN/report.html, whose figures take longer than the training; `run` draws it on demand."""
-    ppo.ppo_page = lambda folder: ""  # type: ignore[assignment]
+    page.ppo_page = lambda folder: ""  # type: ignore[assignment]
 
 
-DRAW = ppo.ppo_page
+DRAW = page.ppo_page
 
 
 def run(
@@ -127,7 +128,7 @@ def run(
     options = {**defaults, **given}
     options["policy"] = options["policy"] or make_policy()
     options["tokenizer"] = options["tokenizer"] or make_tokenizer()
-    with mock.patch.object(ppo, "ppo_page", DRAW if report else lambda folder: ""):
+    with mock.patch.object(page, "ppo_page", DRAW if report else lambda folder: ""):
         return train_ppo(make_config(output_dir, **(changes or {})), **options)
 
 

@@ -16,7 +16,8 @@ from ppo_tools import dialogues, lower_share, make_config, make_policy, make_tok
 
 from ppomax import __version__
 from ppomax.config import PPOConfig, SFTConfig
-from ppomax.train import made, ppo
+from ppomax.report import page
+from ppomax.train import made
 from ppomax.train.made import digest, files_of, fingerprint, read_starts
 from ppomax.train.ppo import train_ppo
 from ppomax.train.sft import train_sft
@@ -28,7 +29,7 @@ def in_memory(path: Path, **changes: Any) -> Any:
 
 
 def test_a_run_writes_down_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ppo, "ppo_page", lambda folder: "")
+    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
     (tmp_path / "mix.jsonl").write_text('{"text": "a red fruit"}\n')
     settings = {"ptx": {"coef": 1.0, "data": [str(tmp_path / "mix.jsonl")]}, "checkpoint": {"every": 1}}
     in_memory(tmp_path / "run", settings=settings)
@@ -61,7 +62,7 @@ def test_a_page_that_cannot_be_drawn_loses_nothing(
     def broken(folder: Path) -> str:
         raise ValueError("no ink\nand a second line")
 
-    monkeypatch.setattr(ppo, "ppo_page", broken)
+    monkeypatch.setattr(page, "ppo_page", broken)
     in_memory(tmp_path / "run")
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     said = [line for line in capsys.readouterr().err.splitlines() if "report.html" in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -122,6 +123,31 @@ def test_frozen_parameters_are_left_out_and_tied_ones_counted_once() -> None:
     held = [p for g in optimizer.param_groups for p in g["params"]]
     assert {id(p) for p in held} == {id(model["a"].weight), id(model["a"].bias), id(model["b"].bias)}
     assert len(held) == 3
+
+
+def test_moments_are_there_from_the_beginning_and_steps_are_plain_adamw_to_the_bit() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"used": nn.Linear(5, 3), "idle": nn.Linear(2, 2)})
+    twin = copy.deepcopy(model)
+    config = OptimConfig(lr=0.01, weight_decay=0.1, betas=(0.8, 0.95))
+    ours = make_optimizer(model, config)
+    assert all(set(ours.state[p]) == {"step", "exp_avg", "exp_avg_sq"} for p in model.parameters())
+    plain = torch.optim.AdamW(  # whose moments come with the first step
+        [{"params": [p for p in twin.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+         {"params": [p for p in twin.parameters() if p.ndim < 2], "weight_decay": 0.0}],
+        lr=0.01, betas=(0.8, 0.95), eps=config.eps, fused=True,
+    )  # fmt: skip
+    for _ in range(3):
+        x = torch.randn(4, 5)
+        for each, optimizer in ((model, ours), (twin, plain)):
+            each["used"](x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(model["used"].parameters(), twin["used"].parameters(), strict=True):
+        assert all(torch.equal(ours.state[a][k], plain.state[b][k]) for k in ours.state[a])
+    assert ours.state[model["idle"].weight]["step"] == 0, "nothing came for it: it was left alone"
 
 
 # --------------------------------------------------------------------------------- gradient norm clip

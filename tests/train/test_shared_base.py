@@ -17,9 +17,9 @@ from ppomax.models.loading import add_lora, load_causal_lm, load_scalar_model, s
 from ppomax.models.passes import whole
 from ppomax.models.responses import response_logprobs, response_values
 from ppomax.models.scalar import on_backbone, reset_unit
+from ppomax.report import page
 from ppomax.rollout.engine import Completion
 from ppomax.rollout.experience import Experience
-from ppomax.train import ppo
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo import train_ppo
 from ppomax.train.ppo_score import to_samples
@@ -122,7 +122,7 @@ def test_ppo_trains_two_adapters_and_nothing_else(
 ) -> None:
     changes = {**SETTINGS, "model": models[0], "reward": models[1], "precision": precision,
                "parallel.activation_checkpointing": True}  # fmt: skip
-    monkeypatch.setattr(ppo, "ppo_page", lambda folder: "")
+    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
     result = train_ppo(make_config(tmp_path / "out", **changes), prompts=prompts())
     base, final = load_causal_lm(models[0]), AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "final")
     assert (final.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight).abs().max() > 1e-5
