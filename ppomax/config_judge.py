@@ -127,7 +127,7 @@ class LLMConfig(EndpointConfig):
     rubric: str = "auto"
     """`helpful`, `harmless`, a file of your own, or `auto`: by the prompt's category"""
     harmless: str = HARMLESS
-    """auto: prompts whose category (without one: whose source) matches this pattern get the harmless rubric"""
+    """auto: prompts whose category (where it says neither: whose source) matches this pattern get the harmless rubric"""
     language: Literal["auto", "en", "zh"] = "auto"
     """language of the rubric; `auto`: Chinese where Chinese characters outnumber the prompt's other words"""
     temperature: float | None = Field(0.0, ge=0)

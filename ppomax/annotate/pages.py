@@ -14,6 +14,7 @@ from typing import Any, Literal
 from jinja2 import Environment
 
 from ppomax.annotate.store import LONGEST_REASON, Progress, Task
+from ppomax.evaluate.categories import HARMLESS, HELPFUL
 
 Language = Literal["en", "zh"]
 Criterion = Literal["helpful", "harmless"]
@@ -55,8 +56,6 @@ WORDS: dict[Language, dict[str, str]] = {
     },
 }  # fmt: skip
 ROLES = ("system", "user", "assistant", "tool")
-_HARMLESS = re.compile(r"harm|red.?team|safe|无害|安全", re.IGNORECASE)
-_HELPFUL = re.compile(r"help|有用|有帮助", re.IGNORECASE)
 
 _HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _HEAD = """\
@@ -139,7 +138,7 @@ _MESSAGE = _HTML.from_string(
 
 def criterion_of(source: str) -> Criterion | None:
     """What a prompt is to be judged by, from the name of its source; None: the name does not say."""
-    harmless, helpful = bool(_HARMLESS.search(source)), bool(_HELPFUL.search(source))
+    harmless, helpful = (re.search(pattern, source, re.IGNORECASE) is not None for pattern in (HARMLESS, HELPFUL))
     if harmless == helpful:
         return None
     return "harmless" if harmless else "helpful"

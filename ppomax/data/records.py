@@ -7,11 +7,15 @@ know where they came from (``origin`` is ``file:line``), so that any later compl
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
+
+_SPLIT_NAME = re.compile(r"(?:train|test|valid(?:ation)?|val|dev|eval)(?:[-_.]\d.*)?")
+"""what a file may be named by and say nothing of what is in it"""
 
 
 class Message(TypedDict):
@@ -100,12 +104,17 @@ class Text:
 Record = Dialogue | PreferencePair | Prompt | Text
 
 
+def telling_name(file: Path, stem: str) -> str:
+    """``stem``, and where it is no more than a split's name, its folder before it: harmless-base/train."""
+    return f"{file.absolute().parent.name}/{stem}" if _SPLIT_NAME.fullmatch(stem) else stem
+
+
 def groups_of(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """Names under which each record is counted: its file, and file/source where a file has several sources.
 
     Records from memory have their source alone. Two files may name the same source (one data set in two languages).
     """
-    files = [Path(r.origin.rpartition(":")[0]).name.split(".")[0] for r in records]
+    files = [telling_name(p, p.name.split(".")[0]) for p in (Path(r.origin.rpartition(":")[0]) for r in records)]
     sources: dict[str, set[str]] = {}
     for file, record in zip(files, records, strict=True):
         sources.setdefault(file, set()).add(record.source)

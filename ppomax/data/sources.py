@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import csv
 import gzip
 import io
@@ -17,7 +19,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from ppomax.config import DataSource
 from ppomax.data.layouts import READERS, Dropped, Place, Row, recognise
-from ppomax.data.records import Dialogue, Message, PreferencePair, Prompt, Record, Text, unit_hash
+from ppomax.data.records import Dialogue, Message, PreferencePair, Prompt, Record, Text, telling_name, unit_hash
 from ppomax.errors import UserError
 
 Kind = Literal["dialogue", "pair", "prompt", "text"]
@@ -26,6 +28,9 @@ EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
 _LOOKED_AT = 16  # rows of a file from which its layout is recognised
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")  # owner/name, and a configuration where it has several
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)%\s*:\s*(\d+(?:\.\d+)?)%\s*")
+
+
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 
 
 @dataclass
@@ -136,7 +141,7 @@ def holdout(records: Sequence[R], fraction: float, seed: int) -> tuple[list[R], 
 def _load_source(
     source: DataSource, kind: Kind, split_seed: int, report: SourceReport, seen: set[tuple[tuple[str, str], ...]]
 ) -> list[Record]:
-    share, named = _parse_split(source.split)
+    share, named = parse_split(source.split)
     kept: list[Record] = []
     layouts: list[str] = []
     splits: set[str] = set()
@@ -214,7 +219,7 @@ def _before_last_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages[:last]
 
 
-def _parse_split(split: str | None) -> tuple[tuple[float, float] | None, str | None]:
+def parse_split(split: str | None) -> tuple[tuple[float, float] | None, str | None]:
     """(share of the hash range, name): at most one of them."""
     if split is None:
         return None, None
@@ -282,7 +287,7 @@ def open_source(path: str, named: str | None) -> Iterator[tuple[str, str, bool, 
         )
         raise UserError(f"{root} does not exist: {hint}")
     for file in files:
-        yield str(file), _stem(file.name), bool(by_name), _read_file(file)
+        yield str(file), telling_name(file, _stem(file.name)), bool(by_name), _read_file(file)
 
 
 def _names_split(path: Path, split: str) -> bool:
@@ -356,6 +361,8 @@ def _read_jsonl(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
             raise UserError(f"{path}:{number}: malformed JSON: {error.msg} (column {error.colno})") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise UserError(f"{path}:{number}: malformed JSON: {error}") from error
         yield _row(value, f"{path}:{number}")
 
 
@@ -371,6 +378,8 @@ def _read_json(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
             yield from _read_jsonl(io.BytesIO(raw), path)
             return
         raise UserError(f"{path}:{error.lineno}: malformed JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: malformed JSON: {error}") from error
     if isinstance(value, dict):
         value = value["data"] if isinstance(value.get("data"), list) else [value]
     if not isinstance(value, list):
@@ -403,19 +412,41 @@ def _read_csv(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
             start, number = number + 1, reader.line_num
             if None in cells or None in cells.values():
                 raise UserError(f"{path}:{start}: the number of fields differs from the header's")
-            yield f"{path}:{start}", {name: _cell(value) for name, value in cells.items()}
+            origin = f"{path}:{start}"
+            yield origin, {name: _cell(value, name, origin) for name, value in cells.items()}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: malformed CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{_undecodable(path)}: not UTF-8 text: {error.reason}") from error
 
 
-def _cell(text: str) -> Any:
-    """A cell that holds messages as JSON becomes messages; an empty cell becomes an absent field."""
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            return text
-        items = value if isinstance(value, list) else [value]
-        if items and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in items):
-            return value
-    return text or None
+def _undecodable(path: Path) -> int:
+    """The first line that is not UTF-8: the reader of CSV decodes ahead of the row that it is at."""
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _cell(text: str, name: str, origin: str) -> Any:
+    """A cell that holds messages becomes messages, an empty one null.
+
+    JSON is read, and the text that Python gives to a list, which pandas and datasets write. Raises UserError for what
+    begins like messages and is neither: as plain text it would be taken for an answer.
+    """
+    if not text.lstrip().startswith(("[", "{")):
+        return text or None
+    value: Any = None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = read(text)
+            break
+    items = value if isinstance(value, list) else [value]
+    if items and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in items):
+        return value
+    if value is None and _MESSAGES.match(text):
+        raise UserError(f"{origin}: {name} begins like messages, and is not JSON: write them with json.dumps")
+    return text

@@ -148,15 +148,17 @@ def bootstrap(statistic: Callable[[Floats], Floats], n: int, *, seed: int = 0, r
     return Estimate(float(statistic(np.ones((1, n)))[0]), float(low), float(high))
 
 
-def share(part: ArrayLike, whole: ArrayLike, *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """sum(part) / sum(whole), from 0 to 1, with its interval; both (n,), one number a prompt.
+def share(
+    part: ArrayLike, whole: ArrayLike, *, lowest: float = 0.0, seed: int = 0, resamples: int = 1000
+) -> Estimate:  # fmt: skip
+    """sum(part) / sum(whole), from ``lowest`` to 1, with its interval; both (n,), one number a prompt.
 
     Where the share is the same in all prompts that have a part in the whole: `winrate.all_alike`.
     """
     p, w = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     shares = p[w > 0] / w[w > 0]
     if shares.size and np.all(shares == shares[0]):
-        return all_alike(float(shares[0]), shares.size)
+        return all_alike(float(shares[0]), shares.size, lowest=lowest)
     return bootstrap(lambda counts: _ratio(counts @ p, counts @ w), p.size, seed=seed, resamples=resamples)
 
 

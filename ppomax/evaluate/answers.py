@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +81,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     continue
                 try:
                     record = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{where}: malformed JSON: {error}") from None
                 if not isinstance(record, dict):
                     raise UserError(f"{where}: an object with prompt and response is expected")
                 yield where, record
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _answer(record: dict[str, Any], where: str, stem: str) -> Answer:
@@ -163,10 +164,10 @@ def read_outputs(path: Path) -> tuple[dict[PromptKey, Answer], int]:
     """(answers by prompt, further answers left out) of AlpacaEval's layout: one list of records with instruction, output,
     generator and, as it may be, dataset, which becomes the answer's source. All must come from one generator."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: malformed JSON: {error}") from None
     if not isinstance(records, list) or not records:
         raise UserError(f"{path}: a list of records with instruction and output is expected (AlpacaEval's layout)")

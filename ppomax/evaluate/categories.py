@@ -9,8 +9,10 @@ from typing import Any
 from ppomax.data.records import Message
 from ppomax.errors import UserError
 
-HARMLESS = "(?<![a-z])harm"
-"""categories and sources that count as harmless: a word that begins with "harm" """
+HARMLESS = "(?<![a-z])(?:harm(?!on)|red.?team|(?:un)?safe|toxic|cvalues)|无害|安全"
+"""categories and sources that count as harmless, such as harmless-base, hh-red-team, safety"""
+HELPFUL = "(?<![a-z])help|有用|有帮助"
+"""those that say the opposite"""
 
 
 def check_pattern(harmless: str) -> None:
@@ -29,9 +31,16 @@ def prompt_language(prompt: Sequence[Message] | Sequence[Mapping[str, Any]]) -> 
 
 
 def prompt_category(source: str, metadata: Mapping[str, Any], harmless: str = HARMLESS) -> str:
-    """ "harmless" where the prompt's `category` column, or without one its source, matches the pattern, else "helpful"."""
-    named = str(metadata.get("category") or source)
-    return "harmless" if re.search(harmless, named, re.IGNORECASE) else "helpful"
+    """By the prompt's `category` column or, where that says neither, its source: "harmless" if it matches the pattern.
+
+    What is said nowhere is "helpful".
+    """
+    for named in (str(metadata.get("category") or ""), source):
+        if re.search(harmless, named, re.IGNORECASE):
+            return "harmless"
+        if re.search(HELPFUL, named, re.IGNORECASE):
+            return "helpful"
+    return "helpful"
 
 
 def label(

@@ -240,7 +240,7 @@ def _difference(one: str, other: str, lost: Outcomes, theirs: Outcomes, config: 
     """How much more often one system loses to the strongest than another does, on the same prompts: value with its 95%
     interval (bootstrap over prompts), prompts that one alone loses, and an exact sign test of these."""
     gap = np.asarray(lost, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    found = share(gap, np.ones(len(gap)), seed=config.seed, resamples=config.resamples)
+    found = share(gap, np.ones(len(gap)), lowest=-1.0, seed=config.seed, resamples=config.resamples)
     alone = int((gap > 0).sum()), int((gap < 0).sum())
     return {
         "one": one, "other": other, **asdict(found), "one_only": alone[0], "other_only": alone[1],

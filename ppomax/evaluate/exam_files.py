@@ -16,6 +16,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def _read(file: Path, data: str, bad: list[str], counts: dict[str, int]) -> Iter
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as UTF-8 text: {error}") from None
     stem = file.name.split(".")[0]
     rows = _csv_rows(text, file, stem) if ".csv" in file.suffixes else _json_rows(text)
@@ -156,25 +157,33 @@ def _json_rows(text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                yield number, error
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                row = ValueError(f"malformed JSON: {error}")
+            yield number, row
 
 
-def _csv_rows(text: str, file: Path, stem: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(text: str, file: Path, stem: str) -> Iterator[tuple[int, Any]]:
     """C-Eval's columns as a row of the JSON layout; a row may span lines, and is named by its first one."""
     named = re.fullmatch(r"(.+)_(dev|val|test)", stem)
     subject, split = (named[1], named[2]) if named else (stem, "test")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    csv.field_size_limit(2**31 - 1)  # the default refuses long questions
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = reader.fieldnames or []
     letters = [letter for letter in LETTERS if letter in columns]
     if "question" not in columns or letters[:2] != ["A", "B"]:
         raise UserError(f"{file}:1: columns question, A, B, ... are expected, found {', '.join(columns) or 'none'}")
     while True:
         number = reader.line_num + 1
-        row = next(reader, None)
+        try:
+            row = next(reader, None)
+        except csv.Error as error:  # such as a quote that never ends: nothing after it can be told apart
+            raise UserError(f"{file}:{number}: malformed CSV: {error}") from None
         if row is None:
             return
+        if None in row or None in row.values():
+            yield number, ValueError("the number of fields differs from the header's")
+            continue
         choices = [(row[letter] or "").strip() for letter in letters]
         yield number, {"subject": subject, "split": split, "question": row["question"], "choices": choices,
                        "answer": (row.get("answer") or "").strip()}  # fmt: skip
@@ -183,7 +192,7 @@ def _csv_rows(text: str, file: Path, stem: str) -> Iterator[tuple[int, dict[str,
 def _question(row: Any, data: str, where: str, stem: str) -> tuple[str, Question]:
     """(split, question); ValueError says what is wrong."""
     if isinstance(row, ValueError):
-        raise ValueError(f"malformed JSON: {row}")
+        raise row
     if not isinstance(row, Mapping):
         raise ValueError("an object with question, choices and answer is expected")
     question, choices, answer = row.get("question"), row.get("choices"), row.get("answer")

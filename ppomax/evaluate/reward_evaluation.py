@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from ppomax.config import ChatTemplate, Mixture, Section
 from ppomax.data.chat import TEMPLATES, ChatFormat
 from ppomax.data.records import PreferencePair
-from ppomax.data.sources import load_mixture, open_source
+from ppomax.data.sources import load_mixture, open_source, parse_split
 from ppomax.errors import UserError
 from ppomax.evaluate.encoder_reward import EncoderReward, is_encoder, question_text
 from ppomax.evaluate.reward_model import accuracy, answer_text, evaluate_pairs, most_confidently_wrong, wilson
@@ -227,9 +227,14 @@ def _read(config: EvaluateConfig) -> tuple[list[PreferencePair], list[str | None
     records, report = load_mixture(config.data, "pair", split_seed=config.split_seed)
     pairs = [r for r in records if isinstance(r, PreferencePair)]
     named: dict[str, str] = {}
+    wanted = {p.origin for p in pairs}
     for source in config.data:
-        for _, _, _, rows in open_source(source.path, None):
-            named |= {origin: str(row[config.subset]) for origin, row in rows if row.get(config.subset) is not None}
+        for _, _, _, rows in open_source(source.path, parse_split(source.split)[1]):
+            while wanted and (line := next(rows, None)):  # no further than the pairs were read
+                origin, row = line
+                if origin in wanted and row.get(config.subset) is not None:
+                    named[origin] = str(row[config.subset])
+                wanted.discard(origin)
     subsets = [named.get(p.origin) for p in pairs]
     if not any(subsets) and config.subset != EvaluateConfig.model_fields["subset"].default:
         raise UserError(f"subset: no pair has a column {config.subset!r}; name another one, or leave it out")

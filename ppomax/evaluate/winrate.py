@@ -122,14 +122,15 @@ def fit_length(outcomes: Outcomes, length_difference: Numbers) -> LengthFit:
     return LengthFit(float(intercept[0]), float(slope[0]))
 
 
-def all_alike(value: float, n: int, *, level: float = 0.95) -> Estimate:
-    """Exact interval of a share whose n units (prompts, questions) all have the same ``value`` from 0 to 1.
+def all_alike(value: float, n: int, *, lowest: float = 0.0, level: float = 0.95) -> Estimate:
+    """Exact interval of a mean whose n units (prompts, questions) all have the same ``value`` from ``lowest`` to 1.
 
     Resamples of them are alike too, and would make six wins of six certain. But what nobody saw is at most so frequent that
-    n units without it have half of 1 - ``level`` as their probability (Clopper and Pearson), and may be all 0, or all 1.
+    n units without it have half of 1 - ``level`` as their probability (Clopper and Pearson), and may be all ``lowest``, or
+    all 1.
     """
     unseen = 1 - ((1 - level) / 2) ** (1 / n)
-    return Estimate(value, value * (1 - unseen), value + (1 - value) * unseen)
+    return Estimate(value, value - (value - lowest) * unseen, value + (1 - value) * unseen)
 
 
 def win_rate_interval(outcomes: Outcomes, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Estimate:

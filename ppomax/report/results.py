@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppomax.errors import UserError
+from ppomax.evaluate.categories import HARMLESS
 from ppomax.report.dialogues import dialogue_section
 from ppomax.report.sections import (
     data_section,
@@ -82,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dialogues", type=int, default=10, help="how many are shown")
     parser.add_argument(
-        "--harmless", default="harmless|red-team",
+        "--harmless", default=HARMLESS,
         help="sources that match are the harmless prompts (judged apart, and not shown: they mean to offend)",
     )  # fmt: skip
     given = parser.parse_args(words)

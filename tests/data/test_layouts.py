@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from ppomax.data.layouts import READERS, Dropped, Place, recognise, split_plain
+from ppomax.data.layouts import READERS, recognise
+from ppomax.data.messages import Dropped, Place
+from ppomax.data.pair_layouts import split_plain
 from ppomax.data.records import Dialogue, PreferencePair, Prompt, Text
 from ppomax.errors import UserError
 
@@ -260,7 +262,6 @@ def test_dropped(row: dict[str, Any], reason: str) -> None:
     ("layout", "row", "words"),
     [
         ("preference", {"prompt": "q", "chosen": "x"}, ["`chosen` and `rejected`", "this one has chosen, prompt"]),
-        ("preference", {"prompt": "q", "chosen": "x", "rejected": None}, ["`rejected`"]),
         ("hh", {"rejected": HH}, ["`chosen` and `rejected`"]),
         ("hh", {"chosen": "plain", "rejected": HH + "x"}, ["chosen has no `Human:`"]),
         ("messages", {"text": "a"}, ["`messages`", "this one has text"]),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppomax.config import DataSource
-from ppomax.data.records import Dialogue, PreferencePair, Prompt, Record, Text, unit_hash
+from ppomax.data.records import Dialogue, PreferencePair, Prompt, Record, Text, groups_of, unit_hash
 from ppomax.data.sources import LoadReport, holdout, load_mixture
 from ppomax.errors import UserError
 
@@ -109,9 +109,29 @@ def test_csv_cells_with_messages_and_with_json_text(tmp_path: Path) -> None:
         writer = csv.writer(stream)
         writer.writerow(["prompt", "completion"])
         writer.writerow([json.dumps([{"role": "user", "content": "q"}]), '{"answer": 1}'])
-    (record,) = load(path, "dialogue")[0]
-    assert isinstance(record, Dialogue)
-    assert [m["content"] for m in record.messages] == ["q", '{"answer": 1}']
+        writer.writerow([str([{"content": "it's q", "role": "user"}]), "[1, 2]"])  # as pandas writes a list
+    first, second = load(path, "dialogue")[0]
+    assert isinstance(first, Dialogue) and isinstance(second, Dialogue)
+    assert [m["content"] for m in first.messages] == ["q", '{"answer": 1}']
+    assert [m["content"] for m in second.messages] == ["it's q", "[1, 2]"]
+
+
+def test_empty_csv_cells_are_dropped_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\nq,Yes I do,\nr,a,b\n,I think so,I think not\n")
+    records, report = load(tmp_path / "pairs.csv", "pair")
+    assert [r.origin for r in records] == [f"{tmp_path}/pairs.csv:3"]
+    assert report.sources[0].dropped == {"empty response": 1, "empty prompt": 1}
+    (tmp_path / "answers.csv").write_text("prompt,response\na,\nb,c\n")
+    records, report = load(tmp_path / "answers.csv", "dialogue")
+    assert len(records) == 1 and report.sources[0].dropped == {"empty response": 1}
+
+
+def test_files_named_by_a_split_are_told_apart_by_their_folder(tmp_path: Path) -> None:
+    for name in ("harmless-base", "helpful-base"):
+        write(tmp_path / name / "test.jsonl", [PAIR | {"prompt": f"{name}?"}])
+    records, _ = load(tmp_path, "pair")
+    assert [r.source for r in records] == ["harmless-base/test", "helpful-base/test"]
+    assert groups_of(records) == [("harmless-base/test",), ("helpful-base/test",)]
 
 
 def test_folder_is_read_in_order_and_recursively(tmp_path: Path) -> None:
@@ -326,6 +346,8 @@ def bad(tmp_path: Path, name: str, content: bytes, pattern: str, kind: str = "te
         ("a.jsonl", b'{"text": "a"}\n\xff\xfe\n', r"a\.jsonl:2: not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', r"a\.jsonl:2: .*needs `text`, this one has texts"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', r"a\.jsonl:2: text must be a string, not a number"),
+        ("a.jsonl", b'{"text": "a"}\n' + b"[" * 200_000 + b"\n", r"a\.jsonl:2: malformed JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}\n", r"a\.jsonl:2: malformed JSON"),
         ("a.jsonl", b"", "holds no records"),
         ("a.jsonl", b"\n \n", "holds no records"),
         ("a.jsonl", b'{"text": ""}\n', "no records left from .*1 read, 0 kept; dropped: 1 empty text"),
@@ -339,7 +361,13 @@ def bad(tmp_path: Path, name: str, content: bytes, pattern: str, kind: str = "te
         ("a.csv", b"text,source\na,b,c\n", r"a\.csv:2: the number of fields"),
         ("a.csv", b"text,source\na\n", r"a\.csv:2: the number of fields"),
         ("a.csv", b'text\n"a\n', r"a\.csv:\d+: malformed CSV"),
-        ("a.csv", b"text\n\xff\n", "not UTF-8"),
+        ("a.csv", b"text\n" + b"abc\n" * 9000 + b"\xff\n", r"a\.csv:9002: not UTF-8"),
+        (
+            "a.csv",
+            b"prompt\n\"[{'role': 'user', 'content': 'x'}\n {'role': 'assistant', 'content': 'y'}]\"\n",
+            r"a\.csv:2: prompt begins like messages, and is not JSON",
+        ),
+        ("a.json", b"[" * 200_000, r"a\.json: malformed JSON"),
         ("a.csv", b"text\n", "holds no records"),
         ("a.parquet", b"PAR1 not really", "not a readable parquet file"),
         ("a.txt", b"hello", "cannot read this kind of file"),

@@ -304,5 +304,9 @@ def test_what_is_alike_in_all_prompts_is_not_certain() -> None:
     assert found.value == 1.0 and (found.low, found.high) == (pytest.approx(0.2924, abs=5e-5), 1.0)
     half = share([1.0, 2.0, 3.0], [2.0, 4.0, 6.0], resamples=20)
     assert (half.low, half.high) == (pytest.approx(0.1462, abs=5e-5), pytest.approx(0.8538, abs=5e-5))
+    gap = share([-1.0] * 3, [1.0] * 3, lowest=-1.0, resamples=20)  # a difference: what was not seen may be 1
+    assert (gap.value, gap.low, gap.high) == (-1.0, -1.0, pytest.approx(-1 + 2 * 0.7076, abs=1e-4))
+    none = share([0.0] * 3, [1.0] * 3, lowest=-1.0, resamples=20)
+    assert (none.low, none.high) == (pytest.approx(-0.7076, abs=5e-5), pytest.approx(0.7076, abs=5e-5))
     same = pair_agreement([1, 0, -1], [1, 0, -1], resamples=20)["agreement"]
     assert same == {"value": 1.0, "low": pytest.approx(0.2924, abs=5e-5), "high": 1.0}

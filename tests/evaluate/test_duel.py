@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,7 @@ def test_refused_before_anything_is_written(
     ("line", "message"),
     [
         ("{", "bad.jsonl:2: malformed JSON"),
+        ("[" * 200_000, "bad.jsonl:2: malformed JSON"),
         (
             '{"question": "x", "answer": "y"}',
             "bad.jsonl:2: a record needs prompt and response, this one has answer, question",
@@ -331,6 +333,10 @@ def test_answer_files_that_do_not_meet(files: dict[str, str], tmp_path: Path) ->
         duel(tmp_path / "run", **files, a_iteration=1)
     with pytest.raises(UserError, match="cannot be read"):
         duel(tmp_path / "run", a=str(tmp_path / "absent.jsonl"), b=files["b"])
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(Path(files["a"]).read_bytes() * 50)[:-9])
+    with pytest.raises(UserError, match=r"cut\.jsonl\.gz: cannot be read"):
+        duel(tmp_path / "run", a=str(cut), b=files["b"])
 
 
 def test_command_line(files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -292,8 +292,22 @@ def test_places_that_are_no_exam(tmp_path: Path) -> None:
     assert "the folder has no" in error_of(load_exam, [str(tmp_path)])
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     assert "x.csv:1: columns question, A, B" in error_of(load_exam, [str(tmp_path)])
-    (tmp_path / "y.jsonl.gz").write_bytes(b"not gzip")
-    assert "y.jsonl.gz: cannot be read" in error_of(load_exam, [str(tmp_path / "y.jsonl.gz")])
+    whole = gzip.compress(b'{"question": "a"}' * 50, mtime=0)
+    for broken in (b"not gzip", whole[:-9], whole[:20] + b"\xff" * 9 + whole[29:]):
+        (tmp_path / "y.jsonl.gz").write_bytes(broken)
+        assert "y.jsonl.gz: cannot be read" in error_of(load_exam, [str(tmp_path / "y.jsonl.gz")])
+
+
+def test_a_quote_that_never_ends_takes_no_questions_with_it(tmp_path: Path) -> None:
+    rows = "id,question,A,B,C,D,answer\n0,q,a,b,c,d,A\n{}\n" + "2,q,a,b,c,d,A\n" * 99
+    (tmp_path / "law_val.csv").write_text(rows.format('1,"q0,a,b,c,d,A'))
+    assert "law_val.csv:3: malformed CSV" in error_of(load_exam, [str(tmp_path)])
+    (tmp_path / "law_val.csv").write_text(rows.format("1,What is, b?,x,y,z,B,A,more"))
+    exam = load_exam([str(tmp_path)])
+    assert len(exam.questions) == 100
+    assert exam.complaints == [f"{tmp_path}/law_val.csv:3: the number of fields differs from the header's"]
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n")
+    assert "deep.jsonl:1: malformed JSON" in error_of(load_exam, [str(tmp_path / "deep.jsonl")])
 
 
 def test_examples_come_from_the_same_file(tmp_path: Path) -> None:
