@@ -121,7 +121,7 @@ class RunConfig(Section):
 
     output_dir: str
     """run directory; one that already holds a run is refused unless --resume is given"""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """seeds data order, fresh heads and sampling"""
     device: str = "auto"
     """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`"""

@@ -142,6 +142,9 @@ class CriticConfig(Section):
 
     init: str = "reward"
     """`reward` (the first reward model), `policy` (its backbone with a fresh head), or a model directory"""
+    calibrate: bool = True
+    """values are less the calibration offset of the reward model that they start from, as its scores are; off: they begin
+    that far from what they shall predict"""
     value_clip: float | None = Field(0.2, gt=0)
     """detail 7: values move at most this far from the old ones before the loss is computed; null = off"""
     pretrain_iterations: int = Field(10, ge=0)

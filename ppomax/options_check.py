@@ -47,6 +47,11 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
         raise UserError("logprobs: scaled divides by sampling.temperature, which is 0: choose raw or raise it")
     if config.kl.controller == "adaptive" and config.kl.coef == 0:
         raise UserError("kl.controller: adaptive multiplies kl.coef, and 0 stays 0: start from a coefficient above 0")
+    if config.kl.controller == "adaptive" and config.rollout_batch >= 5 * config.kl.horizon:
+        raise UserError(
+            f"kl.horizon {config.kl.horizon}: {config.rollout_batch} samples an iteration would turn kl.coef negative; "
+            f"choose more than {config.rollout_batch // 5}, the default is 10000"
+        )
     each = config.sampling.samples_per_prompt
     if config.rollout_batch % each:
         raise UserError(f"rollout_batch {config.rollout_batch} is no multiple of sampling.samples_per_prompt {each}")
@@ -178,6 +183,8 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
         yield "entropy.target", "entropy.coef is 0"
     if config.critic.pretrain_iterations == 0:
         yield "critic.pretrain_plateau", "critic.pretrain_iterations is 0"
+    if config.critic.init == "policy":
+        yield "critic.calibrate", "critic.init is policy: its head is fresh"
     if config.grad_clip.norm == 0:
         yield "grad_clip.joint", "grad_clip.norm is 0 (off)"
     if config.ptx.coef == 0:
@@ -233,7 +240,7 @@ def _inert_reward_options(config: PPOConfig) -> Iterator[Inert]:
 
 def _notes_on_batches(config: PPOConfig) -> list[str]:
     samples = config.rollout_batch * config.buffer_iterations
-    if config.ppo_epochs * math.ceil(samples / config.minibatch) == 1:
+    if config.buffer_iterations == 1 and config.ppo_epochs * math.ceil(samples / config.minibatch) == 1:
         inert = ["critic.value_clip (detail 7)"] if config.critic.value_clip is not None else []
         if config.surrogate.denominator == "old":
             inert.insert(0, f"surrogate.kind: {config.surrogate.kind} (detail 11)")

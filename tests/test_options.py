@@ -181,6 +181,8 @@ def test_reward_shorthands() -> None:
         (["--reward", "{model: a, url: http://x}"], "exactly one of model, function, url is needed, found model and url"),
         (["--reward", "mod:fn"], "critic.init is `reward`, but no reward source is a model"),
         (["--kl.controller", "adaptive", "--kl.coef", "0"], "0 stays 0"),
+        (["--kl.controller", "adaptive", "--kl.horizon", "25"], "kl.horizon 25: 128 samples"),
+        (["--seed", "-1"], "seed"),
         (["--logprobs", "scaled", "--sampling.temperature", "0"], "which is 0"),
     ],
 )  # fmt: skip
@@ -334,6 +336,7 @@ def test_differences() -> None:
             "critic.pretrain_plateau does nothing",
         ),
         (["--grad-clip.norm", "0", "--grad-clip.joint"], "grad_clip.joint does nothing"),
+        (["--critic.init", "policy", "--critic.calibrate", "false"], "critic.calibrate does nothing"),
         (["--advantage.std", "biased"], "advantage.std does nothing"),
         (["--sampling.repetition-scope", "all"], "sampling.repetition_scope does nothing"),
         (["--logprobs", "scaled"], "logprobs does nothing"),
@@ -360,6 +363,8 @@ def test_one_update_leaves_the_reference_ratio_alone() -> None:
     assert "value_clip" in note and "surrogate" not in note
     assert warnings_for(ppo("--minibatch", "128", "--ppo-epochs", "2")) == []
     assert warnings_for(ppo("--minibatch", "128", "--buffer-iterations", "2")) == []
+    old = ("--minibatch", "256", "--buffer-iterations", "2")  # one update, half of whose samples are an iteration old
+    assert warnings_for(ppo(*old)) == []
 
 
 def test_warnings_of_other_stages() -> None:

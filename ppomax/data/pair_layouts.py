@@ -161,9 +161,9 @@ def _answers_to(prompt: list[Message], sides: tuple[Any, Any], row: Row, place: 
     chosen, rejected = (answer_turn(s, n, place) for s, n in zip(sides, ("chosen", "rejected"), strict=True))
     if not any(side and side[0]["role"] in ("user", "system") for side in (chosen, rejected)):
         return make_pair(prompt, chosen, rejected, row, place)
-    added = _unrepeated(prompt, chosen), _unrepeated(prompt, rejected)
-    if added[0] is not None and added[1] is not None:
-        return make_pair(prompt, *added, row, place)
+    more, less = _unrepeated(prompt, chosen), _unrepeated(prompt, rejected)
+    if more is not None and less is not None:
+        return make_pair(prompt, more, less, row, place)
     asked = {m["content"].strip() for m in prompt if m["role"] == "user"}
     if not all(asked & {m["content"].strip() for m in side} for side in (chosen, rejected)):
         if row.get("prompt") is None:  # the sides say themselves what they answer

@@ -31,6 +31,8 @@ SPEED = (
     "tracker_project", "tracker_name",
 )  # fmt: skip
 """PPO settings that change where and how fast, not what"""
+BEFORE = {"critic.calibrate": False}
+"""what settings that came after the first counted runs are in these, and so in `lab/common.yaml`: keys stay as they were"""
 STARTS = "starts"
 SHARED = "shared"
 
@@ -265,9 +267,14 @@ class Planner:
 # ------------------------------------------------------------------------------------------- identity
 
 
+def plain_values() -> dict[str, Any]:
+    """Dotted name -> what a run has where nothing else is said."""
+    return {**flatten(defaults(PPOConfig)), **BEFORE, **flatten({"endpoint": defaults(EndpointConfig)})}
+
+
 def run_key(config: PPOConfig, endpoint: Mapping[str, Any]) -> str:
     """Hash of everything that is not at its default."""
-    plain = {**flatten(defaults(PPOConfig)), **flatten({"endpoint": defaults(EndpointConfig)})}
+    plain = plain_values()
     own = {k: v for k, v in identity(config, endpoint).items() if k not in plain or plain[k] != v}
     return _digest(own)[:10]
 

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ppomax.errors import UserError
-from ppomax.lab.plan import REFERENCE, Run, flatten
-from ppomax.layers import defaults
+from ppomax.lab.plan import REFERENCE, Run, flatten, plain_values
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import plain
 from ppomax.watch.history import WATCHED, number
@@ -177,18 +176,15 @@ def read_results(folder: Path) -> dict[str, Result]:
 
 def outdated(result: Result, run: Run) -> list[str]:
     """Settings in which a result of the same key differs from the run: a default has changed since."""
-    from ppomax.config import PPOConfig
-    from ppomax.lab.claims import EndpointConfig
-
-    plain_values = {**flatten(defaults(PPOConfig)), **flatten({"endpoint": defaults(EndpointConfig)})}
+    usual, missing = plain_values(), object()
     now, then = run.identity(), result.header["identity"]
-    missing = object()
-    names = now.keys() | then.keys()
+    asks = any(judge.get("llm") for judge in now.get("watch.judge") or [])  # else how it would be asked changes nothing
+    names = {n for n in now.keys() | then.keys() if asks or not n.startswith("watch.llm.")}
     return sorted(
         n
         for n in names
         # a setting that did not exist then, or does not now, is no difference while it is at its default
-        if then.get(n, plain_values.get(n, missing)) != now.get(n, then.get(n))
+        if then.get(n, usual.get(n, missing)) != now.get(n, then.get(n))
     )
 
 

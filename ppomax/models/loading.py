@@ -22,7 +22,7 @@ from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.attention import allow_rows_in_one
 from ppomax.models.linears import round_linears
-from ppomax.models.logprobs import backbone_of
+from ppomax.models.logprobs import backbone_of, unembeds_alike
 from ppomax.models.norms import quicken_norms
 from ppomax.models.scalar import reset_unit
 
@@ -150,8 +150,15 @@ def load_causal_lm(path: str, device: torch.device | str = "cpu", trust_remote_c
     config = load_pretrained("config", path, AutoConfig, trust_remote_code=trust_remote_code)
     if any("SequenceClassification" in kind for kind in config.architectures or []):
         raise UserError(f"{path}: is a reward model, not a language model; give the model it was trained from")
-    model = load_weights("language model", path, AutoModelForCausalLM, trust_remote_code=trust_remote_code)
-    return settle(model, device)
+    model = settle(
+        load_weights("language model", path, AutoModelForCausalLM, trust_remote_code=trust_remote_code), device
+    )
+    if not unembeds_alike(model):
+        kind = type(model).__name__
+        raise UserError(
+            f"{path}: a {kind} scales its logits in a way that is not known here: its numbers would be wrong"
+        )
+    return model
 
 
 def load_scalar_model(

@@ -65,9 +65,29 @@ def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
         logits = logits.float() * scale
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
         logits = logits.float() / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits.float() / cap)
+    if (multiplier := getattr(config, "lm_head_multiplier", None)) is not None:
+        logits = logits.float() * multiplier
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if (cap := getattr(config, name, None)) is not None:
+            logits = cap * torch.tanh(logits.float() / cap)
     return logits
+
+
+@torch.no_grad()
+def unembeds_alike(model: Any) -> bool:
+    """Whether `unembed` gives the logits of the model's own forward pass, to 1%, on a few tokens.
+
+    Families scale and cap their logits under settings of many names; one that is not known here would be trained and
+    sampled at another temperature than its own, and greedy text would not show it.
+    """
+    inner = inner_model(model)
+    embeddings = inner.get_input_embeddings().weight
+    if embeddings.is_meta:
+        return True
+    ids = (torch.arange(8, device=embeddings.device) % len(embeddings))[None]
+    expected = inner(input_ids=ids, use_cache=False).logits.float()
+    found = unembed(model, hidden_states(model, ids, None))
+    return bool((found - expected).norm() <= 0.01 * expected.norm())
 
 
 class _LogSoftmax(torch.autograd.Function):

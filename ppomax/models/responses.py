@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppomax.models.logprobs import hidden_states, logprobs_and_raw, token_logprobs
 from ppomax.models.passes import whole_pass
-from ppomax.models.scalar import unit_outputs
+from ppomax.models.scalar import reward_offset, unit_outputs
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,12 @@ def response_logprobs(
 
 @whole_pass
 def response_values(model: nn.Module, batch: ResponseBatch) -> Tensor:
-    """Critic values (B, T) of the states before each response token; 0 outside the mask."""
+    """Critic values (B, T) of the states before each response token; 0 outside the mask.
+
+    A critic that began as a calibrated reward model predicts calibrated rewards: its offset is subtracted as theirs is.
+    """
     hidden = hidden_states(model, batch.ids, batch.lengths)
-    return batch.spread(unit_outputs(model, hidden[batch.positions()]))
+    return batch.spread(unit_outputs(model, hidden[batch.positions()]) - reward_offset(model))
 
 
 @whole_pass

@@ -1,8 +1,8 @@
 """Reward model and critic: a language-model backbone with one linear unit (section 3.1).
 
 Both are transformers sequence-classification models with one label. A reward model reads the unit at the last token;
-a critic reads it at every token. A calibration offset lives in ``config.reward_offset`` and is subtracted here: the
-stock loader ignores it.
+a critic reads it at every token. A calibration offset lives in ``config.reward_offset`` and is subtracted by whoever
+reads the unit (`score_sequences`, `response_values`): the stock loader ignores it.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class TransformersEngine(Engine):
             ids, positions = drawn[:, None], positions[:, -1:] + 1
             if alive <= COMPACT_BELOW * len(running):
                 keep = torch.tensor([i for i, r in enumerate(running) if r], device=device)
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)  # takes rows out of every kind of layer, states of linear attention too
                 ids, positions, mask, uniforms = ids[keep], positions[keep], mask[keep], uniforms[keep]
                 seen = None if seen is None else seen[keep]
                 rows, texts = [rows[i] for i in keep.tolist()], [texts[i] for i in keep.tolist()]

@@ -117,8 +117,12 @@ class Loop:
         restore_rng(state["rng"], device)
 
     def go_back(self, state: dict[str, Any], kl_coef: float) -> None:
-        """What belongs to the weights returns with them; counters, order and schedules go on, with fresh prompts."""
+        """What belongs to the weights returns with them; counters, order and schedules go on, with fresh prompts.
+
+        A critic from before the end of its pre-training is pre-trained again.
+        """
         self.moments.load_state_dict(state["moments"])
+        self.pretraining, self.value_losses = state["pretraining"], list(state["value_losses"])
         self.buffer = [Experience(**e) for e in state["buffer"]]
         self.kl.coef = kl_coef
 

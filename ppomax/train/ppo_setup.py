@@ -224,6 +224,9 @@ def _own_models(
         critic = _critic(config, policy, tokenizer, sources, device, trust)
     if any(critic is model for model in frozen):  # the critic is trained, the reward model it starts from is not
         critic = copy.deepcopy(critic)
+    if not config.critic.calibrate:
+        critic.config = copy.deepcopy(critic.config)  # one given in memory may be a reward model, too
+        critic.config.reward_offset = 0.0
     critic = critic.to(device, torch.float32).eval()
     if reference is None and config.reference is not None:
         reference = load_causal_lm(config.reference, CPU, trust)
@@ -384,10 +387,10 @@ def _ptx(
     for record in records:
         if isinstance(record, Text):
             ids = chat_format.encode_text(record.text)
-            for start in range(0, len(ids), config.ptx.max_length):
-                piece = ids[start : start + config.ptx.max_length]
-                if len(piece) > 1:
-                    encoded.append((piece, [False] + [True] * (len(piece) - 1)))
+            step = config.ptx.max_length - 1  # a piece's last token begins the next one, which does not learn it
+            for start in range(0, max(len(ids) - 1, 0), step):
+                piece = ids[start : start + step + 1]
+                encoded.append((piece, [False] + [True] * (len(piece) - 1)))
         elif isinstance(record, Dialogue):
             fitted = fit_dialogue(
                 *chat_format.encode_dialogue(record.messages), config.ptx.max_length, "truncate", chat_format.bos_id

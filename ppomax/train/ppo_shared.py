@@ -48,7 +48,8 @@ def shared_models(
         raise UserError("critic.init = reward: no reward source is a model; set critic.init to policy")
     else:
         critic = base.scalar("critic", adapters[0], pad_id)
-        critic.config.reward_offset = 0.0
+        if not config.critic.calibrate:
+            critic.config.reward_offset = 0.0
     policy, reference = base.policy_role(), base.reference_role()
     base.settle(bf16=config.precision == "bf16")
     base.to(first_device(config.parallel, ranks))

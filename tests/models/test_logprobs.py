@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -19,10 +22,12 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from ppomax.models import logprobs
-from ppomax.models.logprobs import hidden_states, logprobs_and_raw, token_logprobs, unembed
+from ppomax.models.logprobs import hidden_states, logprobs_and_raw, token_logprobs, unembed, unembeds_alike
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -47,7 +52,14 @@ def families() -> list[Any]:
             GraniteConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logits_scaling=3.0)
         ).eval(),
         GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64)).eval(),
-    ]
+        FalconH1ForCausalLM(
+            FalconH1Config(**SMALL, lm_head_multiplier=0.25, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8,
+                           mamba_d_state=8, mamba_chunk_size=16)
+        ).eval(),
+        RecurrentGemmaForCausalLM(
+            RecurrentGemmaConfig(**SMALL | {"num_hidden_layers": 3}, logits_soft_cap=3.0, attention_window_size=16)
+        ).eval(),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("model", families(), ids=lambda m: type(m).__name__)
@@ -57,6 +69,14 @@ def test_unembedding_equals_the_models_own_forward(model: Any) -> None:
     with torch.no_grad():
         ours = unembed(model, hidden_states(model, ids, mask))
         torch.testing.assert_close(ours, model(ids, attention_mask=mask).logits.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_scale_under_another_name_is_noticed() -> None:
+    model = llama()
+    assert unembeds_alike(model)
+    whole = model.forward
+    model.forward = lambda **inputs: SimpleNamespace(logits=whole(**inputs).logits * 1.1)
+    assert not unembeds_alike(model)
 
 
 @settings(max_examples=20, deadline=None)

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from ppomax.config import SamplingConfig
 from ppomax.errors import UserError
@@ -67,6 +74,20 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     alone = [sample([p], [s])[0] for p, s in zip(PROMPTS, seeds, strict=True)]
     assert together == sample(PROMPTS, seeds, batch_size=2) == backwards == alone
     assert together != sample(PROMPTS, [s + 100 for s in seeds])
+
+
+def test_rows_that_ended_leave_a_model_of_mixed_layers_too() -> None:
+    """A short convolution keeps a state instead of keys and values."""
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64, layer_types=["conv", "full_attention"], initializer_range=0.6,
+    )  # fmt: skip
+    sampler = engine(Lfm2ForCausalLM(config).eval(), eos=set(range(2, 20)), max_new_tokens=20)
+    prompts, seeds = [[20 + i, 30, 31] for i in range(8)], list(range(8))
+    together = sampler.generate(prompts, seeds)
+    assert len({len(c.response_ids) for c in together}) > 2, "rows must end at different times for this test to bite"
+    assert together == [sampler.generate([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)]
 
 
 def test_sampled_frequencies_follow_the_model() -> None:

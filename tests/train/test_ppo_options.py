@@ -62,7 +62,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 }  # fmt: skip
 ELSEWHERE = {
     "output_dir", "device", "trust_remote_code", "trackers", "tracker_project", "tracker_name", "model", "reference",
-    "reward", "prompts", "preset", "critic.init", "watch.prompts", "ptx.data", "checkpoint.every", "checkpoint.keep",
+    "reward", "prompts", "preset", "critic.init", "critic.calibrate", "watch.prompts", "ptx.data", "checkpoint.every", "checkpoint.keep",
     "micro_batch_tokens", "sampling.batch_size",
     *(f"watch.{name}" for name in ("judge", "judge_every", "judge_prompts", "tie_band", "baselines", "keep_best")),
     *(f"watch.{name}" for name in ("detect", "on_collapse", "rollback_factor", "rollback_kl", "max_rollbacks", "webhook")),
@@ -71,7 +71,7 @@ ELSEWHERE = {
     "rollout.importance_clip", "parallel.shard", "parallel.frozen", "parallel.activation_checkpointing", "lora.shared_base",
 }  # fmt: skip
 """where a run finds and puts things, what affects memory only (tested above and in test_ppo_resume.py), what is merged
-before a run begins (presets: test_options.py), judging, which training does not notice
+before a run begins (presets: test_options.py), the critic (test_ppo_parts.py), judging, which training does not notice
 (test_ppo_judge.py, test_ppo_llm_judge.py), what is done about a collapse (test_ppo_watch_actions.py), another engine (test_vllm_ppo.py),
 and where weights lie (test_sharding.py, test_shared_base.py)"""
 

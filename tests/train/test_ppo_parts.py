@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ppomax.data.records import Text
 from ppomax.train import ppo
 from ppomax.train.parallel import Ranks
+from ppomax.train.ppo_guard import Guard
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ppo_tools import (
@@ -131,6 +132,42 @@ def test_critic_from_a_reward_model_in_memory_is_a_copy(tmp_path: Path) -> None:
     assert all(torch.equal(p, before[n]) for n, p in shared.named_parameters())
 
 
+def test_a_critic_from_a_calibrated_reward_model_is_calibrated(tmp_path: Path) -> None:
+    """Scores and values move together, so advantages do not know of the offset."""
+    seen = {}
+    for name, offset, calibrate in (("plain", 0.0, True), ("moved", 3.0, True), ("apart", 3.0, False)):
+        reward = make_critic(5)
+        reward.config.reward_offset = offset
+        changes = {"preset": "vanilla", "iterations": 1, "critic": {"init": "reward", "calibrate": calibrate}}
+        seen[name] = run(tmp_path / name, changes, reward=reward).metrics[0]
+        assert reward.config.reward_offset == offset, "the reward model's own config stays"
+    plain, moved, apart = seen["plain"], seen["moved"], seen["apart"]
+    for metric in ("reward/mean", "value/mean"):
+        assert moved[metric] == pytest.approx(plain[metric] - 3, abs=1e-4)
+    # between two states the offset cancels at gamma 1; at the last token, r - 3 - (V - 3)
+    assert moved["advantage/mean"] == pytest.approx(plain["advantage/mean"], abs=1e-4)
+    assert apart["value/mean"] == pytest.approx(plain["value/mean"], abs=1e-6)
+    assert apart["advantage/mean"] < plain["advantage/mean"] - 0.5
+
+
+def test_a_rollback_into_critic_pretraining_trains_the_critic_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Guard.look
+
+    def collapse_at_6(guard: Guard, line: dict[str, Any]) -> Any:
+        found = look(guard, line)
+        return "rollback" if line["iteration"] == 6 else found
+
+    monkeypatch.setattr(Guard, "look", collapse_at_6)
+    changes = {
+        "iterations": 6, "critic.pretrain_iterations": 3, "checkpoint.every": 50,
+        "watch": {"on_collapse": "rollback", "eval_prompts": 0},
+    }  # fmt: skip
+    phases = [line["phase"] for line in run(tmp_path / "run", changes).metrics]
+    assert phases == ["critic"] * 3 + ["policy"] * 4 + ["critic"] * 3 + ["policy"] * 2, "from step 0, where it began"
+
+
 def test_a_reference_that_is_the_policy_itself_stays_frozen(tmp_path: Path) -> None:
     policy = make_policy()
     result = run(tmp_path / "run", {}, policy=policy, reference=policy)
@@ -145,6 +182,18 @@ def test_every_iteration_draws_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run(tmp_path / "run", still, prompts=prompts(1))
     answers = [tuple(r) for e in record.fresh for r in e.responses()]
     assert len(answers) == 16 and len(set(answers)) > 12
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 9, 15, 16, 30])
+def test_ptx_learns_every_token_of_a_text_but_the_first_once(tmp_path: Path, length: int) -> None:
+    config = make_config(tmp_path, ptx={"coef": 1.0, "max_length": 8}, critic={"init": "policy"})
+    text = [Text("a" * (length - 1))]  # bytes are tokens, and the end one more
+    setup = ppo.prepare(
+        config, Ranks(), policy=make_policy(), tokenizer=make_tokenizer(), reward=byte_sum, prompts=prompts(), ptx=text
+    )
+    whole = setup.chat_format.encode_text(text[0].text)
+    learnt = [token for ids, mask in setup.ptx for token, learn in zip(ids, mask, strict=True) if learn]
+    assert learnt == whole[1:] and all(len(ids) <= 8 for ids, _ in setup.ptx)
 
 
 def test_ptx_trains_on_assistant_tokens_only(tmp_path: Path) -> None:
