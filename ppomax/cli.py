@@ -102,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ppomax details | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ppomax: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ppomax: interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,15 +29,20 @@ def claim(
     saved = path / "config.yaml"
     if path.exists() and not path.is_dir():
         raise UserError(f"output_dir: {path} is a file")
+    above = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):  # told now, not when hours of work are to be written
+        raise UserError(f"output_dir: {path} cannot be made: {above} is no folder that can be written to")
     if saved.exists():
+        before = read_settings(type(config), saved)
         if not resume:
             raise UserError(
                 f"output_dir: {path} already holds {what}; add --resume to go on with it, or name another directory"
             )
-        changed = [name for name in differences(read_settings(type(config), saved), config) if name not in may_change]
+        changed = [name for name in differences(before, config) if name not in may_change]
         if changed:
+            told = ", ".join(f"{name} ({_look(before, name)}, now {_look(config, name)})" for name in changed)
             raise UserError(
-                f"{saved}: cannot resume with other settings: {', '.join(changed)} differ from the saved run"
+                f"{saved}: cannot resume with other settings: {told}; give this file as the settings to go on as it was begun"
             )
         return path, True
     if path.exists() and any(f.name != ".config.yaml.part" for f in path.iterdir()):  # of a kill at the start
@@ -49,5 +55,20 @@ def read_settings(cls: type[S], saved: Path) -> S:
     try:
         content: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
         return cls.model_validate(content)
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{saved}: not the settings of a {cls.__name__[:-6].lower()} run: {error}") from None
+    except ValidationError as error:
+        first, kind = error.errors()[0], cls.__name__[:-6].lower()
+        field = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise UserError(
+            f"{saved}: not the settings of a {kind} run ({field}: {first['msg']}): name another directory"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{saved}: not the settings of a {cls.__name__[:-6].lower()} run: {told}") from None
+
+
+def _look(config: Section, name: str) -> Any:
+    """What a dotted name of `differences` holds."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

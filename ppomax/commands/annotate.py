@@ -71,6 +71,8 @@ class ExportConfig(Section):
     """the folder of a duel, or the output_dir of the annotation"""
     out: str
     """file of preference pairs to be written"""
+    overwrite: bool = False
+    """write over an earlier file of that name"""
     without: Names = Field([])
     """annotators that are left out, such as one who fails the test items"""
     resamples: int = Field(1000, ge=100)
@@ -206,5 +208,9 @@ def _export(leading: list[str], options: list[str]) -> None:
     if (folder / "people").is_dir():
         folder /= "people"
     out = Path(expand_path(config.out))
+    if out.exists() and not (config.overwrite and out.is_file()):
+        raise UserError(
+            f"{out} already exists: choose another --out" + ("" if out.is_dir() else ", or add --overwrite")
+        )
     print(table(export(folder, out, without=config.without, resamples=config.resamples)))
     print(f"written: {out}, and judgements.jsonl, votes.jsonl and result.json in {folder}")

@@ -61,6 +61,8 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
     The ranks of torchrun each draw a share; the file is the same for any number of them.
     """
     out = Path(config.out).expanduser()
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give --out the name of a file")
     if out.exists() and not resume:
         raise UserError(f"{out} already exists: choose another file, or add --resume to go on with it")
     if not out.parent.is_dir():
@@ -113,7 +115,7 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
 
     each = sampling.samples_per_prompt
     jobs = [(messages, source, ids) for messages, source, ids in encoded for _ in range(each)]
-    start = _answered(out, [messages for messages, _, _ in jobs]) if resume and ranks.is_main else 0
+    start = _answered(out, [messages for messages, _, _ in jobs], config) if resume and ranks.is_main else 0
     start = ranks.collect([start])[0]  # the main rank has looked, and cut the file
     chunk = CHUNK * sampling.batch_size * ranks.size
     with contextlib.ExitStack() as stack:
@@ -170,21 +172,28 @@ def generate_stage(config: GenerateConfig, *, resume: bool = False) -> int:
         raise
 
 
-def _answered(out: Path, prompts: list[list[Any]]) -> int:
-    """Whole lines already in ``out``, which must answer the same prompts; the half line of a kill is cut off."""
+def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig) -> int:
+    """Whole lines already in ``out``, which must be answers to the same prompts by the same model from the same seed; the
+    half line of a kill is cut off."""
+    from ppomax.rollout.engine import sample_seed
+
     if not out.exists():
         return 0
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.split(b"\n")[:-1]
     for number, line in enumerate(lines):
-        try:
-            same = number < len(prompts) and json.loads(line)["prompt"] == prompts[number]
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if not same:
+        row: dict[str, Any] = {}
+        with contextlib.suppress(ValueError, TypeError):
+            row = dict(json.loads(line))
+        if number >= len(prompts) or row.get("prompt") != prompts[number]:
             raise UserError(
                 f"{out}:{number + 1}: does not answer prompt {number + 1} of these files: use another --out"
+            )
+        if row.get("model") != config.model or row.get("seed") != sample_seed(config.seed, number):
+            raise UserError(
+                f"{out}:{number + 1}: was drawn from {row.get('model')} or from another seed than {config.model} with seed "
+                f"{config.seed}: use another --out"
             )
     if len(whole) < len(data):
         out.write_bytes(whole)

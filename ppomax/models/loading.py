@@ -58,6 +58,8 @@ def load_pretrained(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()
         told = first[0] if first else type(error).__name__
+        if what == "tokenizer" and Path(path).expanduser().is_dir() and not list(Path(path).expanduser().glob("tok*")):
+            told = "there are no tokenizer files in it: copy those of the model that it was made from"
         if "ignore_mismatched_sizes" in str(error):
             told = "its weights have other shapes than its config.json says"
         raise UserError(f"{path}: cannot load the {what}: {told}") from error

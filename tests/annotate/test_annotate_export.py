@@ -188,6 +188,13 @@ def test_the_verb_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
     told = capsys.readouterr().out
     assert "2 of 2 prompts judged" in told and "2 pairs; left out: 0 ties" in told and "anna: 2 judged" in told
     assert len(rows_of(out)) == 2 and (tmp_path / "people" / "judgements.jsonl").exists()
+    out.write_text("mine\n")
+    assert main(["annotate", "export", str(tmp_path), "--out", str(out)]) == 2
+    assert "add --overwrite" in capsys.readouterr().err and out.read_text() == "mine\n"
+    assert main(["annotate", "export", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "already exists: choose another --out" in capsys.readouterr().err
+    assert main(["annotate", "export", str(tmp_path), "--out", str(out), "--overwrite"]) == 0
+    assert len(rows_of(out)) == 2
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,23 @@ def test_an_existing_file_is_left_alone(
     assert "out.jsonl:1: does not answer prompt 1" in capsys.readouterr().err and out.read_text() == "mine\n"
 
 
+def test_resume_never_mixes_models_or_seeds(
+    model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert main(["generate", str(model), str(prompts), "--out", str(out), *QUICK]) == 0
+    first = "".join(out.read_text().splitlines(keepends=True)[:3])
+    out.write_text(first)
+    assert main(["generate", str(model), str(prompts), "--out", str(out), "--resume", "--seed", "5", *QUICK]) == 2
+    assert "out.jsonl:1: was drawn from" in capsys.readouterr().err and out.read_text() == first
+    other = tmp_path / "other"
+    other.symlink_to(model)
+    assert main(["generate", str(other), str(prompts), "--out", str(out), "--resume", *QUICK]) == 2
+    assert "out.jsonl:1: was drawn from" in capsys.readouterr().err and out.read_text() == first
+    assert main(["generate", str(model), str(prompts), "--out", str(tmp_path), "--resume", *QUICK]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("cut", [0.0, 0.35, 0.7, 1.0])
 def test_resumed_equals_uninterrupted(model: Path, prompts: Path, tmp_path: Path, cut: float) -> None:
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"

@@ -117,7 +117,9 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = digest(out)
     with pytest.raises(UserError, match=r"already holds a run; add --resume"):
         run(out)
-    with pytest.raises(UserError, match=r"cannot resume with other settings: kl.coef, gae.lam differ"):
+    with pytest.raises(
+        UserError, match=r"cannot resume with other settings: kl.coef .0.05, now 0.5., gae.lam .0.9, now 0.5.;"
+    ):
         run(out, {"kl.coef": 0.5, "gae.lam": 0.5}, resume=True)
     assert digest(out) == before
     strange = tmp_path / "strange"
