@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from ppomax.config import Section
 from ppomax.errors import UserError
 from ppomax.options import differences
+from ppomax.regular_file import require_place
 
 S = TypeVar("S", bound=Section)
 
@@ -29,9 +29,7 @@ def claim(
     saved = path / "config.yaml"
     if path.exists() and not path.is_dir():
         raise UserError(f"output_dir: {path} is a file")
-    above = next(p for p in [path, *path.absolute().parents] if p.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):  # told now, not when hours of work are to be written
-        raise UserError(f"output_dir: {path} cannot be made: {above} is no folder that can be written to")
+    require_place(path, "output_dir")
     if saved.exists():
         before = read_settings(type(config), saved)
         if not resume:

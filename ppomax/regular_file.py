@@ -1,4 +1,4 @@
-"""Files in folders where anybody may have put anything."""
+"""Files and folders among what anybody may have put there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
+
+from ppomax.errors import UserError
 
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -18,3 +20,10 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+def require_place(path: Path, what: str) -> None:
+    """UserError where ``path`` can never be made: told before the work whose results would go there."""
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"{what}: {path} cannot be made: {above} is no folder that can be written to")

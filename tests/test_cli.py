@@ -116,11 +116,12 @@ def test_stages_refuse_what_they_do_not_know(verb: str, capsys: pytest.CaptureFi
 def test_a_file_where_a_folder_is_needed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     assert main(["world", str(tmp_path / "file" / "x"), "--size", "small"]) == 2
-    assert "Not a directory" in error_line(capsys)
+    assert "file is no folder that can be written to" in error_line(capsys)
     words = ["--model", "m", "--reward", "r", "--prompts", "p", "--output-dir", str(tmp_path / "file" / "x")]
     assert main(["exam", "m", "--data", "e", "--output-dir", str(tmp_path / "file" / "x")]) == 2
     assert "file is no folder that can be written to" in error_line(capsys)
     assert main(["ppo", *words]) == 2
+    assert error_line(capsys)
 
 
 def test_new_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

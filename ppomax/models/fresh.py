@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ppomax.errors import UserError
+from ppomax.regular_file import require_place
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -143,6 +144,7 @@ def require_empty(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists and is not empty: choose another place for the new model")
+    require_place(folder, "out")
     return folder
 
 

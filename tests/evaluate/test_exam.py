@@ -376,7 +376,7 @@ def test_command(model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*words, "--resume"]) == 0  # it is not sat again
     assert capsys.readouterr().out == told
     assert main([*words, "--resume", "--shots", "1"]) == 2
-    assert "shots differ" in capsys.readouterr().err
+    assert "other settings: shots (3, now 1);" in capsys.readouterr().err
     (out / "result.json").unlink()
     assert main([*words[:2], *words[3:], "--resume"]) == 2  # other models
     again = tmp_path / "again"
