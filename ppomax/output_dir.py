@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ def claim(
             )
         changed = [name for name in differences(before, config) if name not in may_change]
         if changed:
-            told = ", ".join(f"{name} ({_look(before, name)}, now {_look(config, name)})" for name in changed)
+            told = ", ".join(f"{name}{_values(before, config, name)}" for name in changed)
             raise UserError(
                 f"{saved}: cannot resume with other settings: {told}; give this file as the settings to go on as it was begun"
             )
@@ -64,9 +65,8 @@ def read_settings(cls: type[S], saved: Path) -> S:
         raise UserError(f"{saved}: not the settings of a {cls.__name__[:-6].lower()} run: {told}") from None
 
 
-def _look(config: Section, name: str) -> Any:
-    """What a dotted name of `differences` holds."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+def _values(before: Section, config: Section, name: str) -> str:
+    """What a dotted name of `differences` held and holds, where that is short."""
+    then, now = attrgetter(name)(before), attrgetter(name)(config)
+    short = all(value is None or isinstance(value, str | int | float) for value in (then, now))
+    return f" ({then}, now {now})" if short else ""

@@ -127,7 +127,7 @@ def read_hh(row: Row, place: Place) -> Record:
         if HH_START.match(prompt):
             chosen, rejected = (_after(prompt, t, place) for t in texts)
             return make_pair([], chosen, rejected, row, place)
-        texts = [f"{prompt}\n\nAssistant: {t}" for t in texts]
+        texts = [t if HH_START.match(t) else f"{prompt}\n\nAssistant: {t}" for t in texts]
     for name, text in zip(("chosen", "rejected"), texts, strict=True):
         if not HH_TURN.search(text):
             raise place.error(f"{name} has no `Human:` / `Assistant:` turns, which layout `hh` needs")

@@ -87,9 +87,8 @@ def unembeds_alike(model: Any) -> bool:
     ids = (torch.arange(8, device=embeddings.device) % len(embeddings))[None]
     expected = inner(input_ids=ids, use_cache=False).logits.float()
     found = unembed(model, hidden_states(model, ids, None))
-    return (
-        not (found - expected).norm() > 0.01 * expected.norm()
-    )  # weights that are not finite are told where they are used
+    # "not above", since weights that are not finite are told where they are used
+    return not (found - expected).norm() > 0.01 * expected.norm()
 
 
 class _LogSoftmax(torch.autograd.Function):

@@ -25,8 +25,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     groups = [g for g in groups if g["params"]]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     for p in trained:
-        # as AdamW would in its first step, when activations have come and gone: moments strewn among what they left
-        # keep an eighth of a small model's memory from being used again
+        # as AdamW would in its first step, when activations have come and gone: moments strewn among what they left keep
+        # a twentieth of a small model's memory on a CPU from being used again (docs/results/speed.md)
         optimizer.state[p] = {
             "step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
         }  # fmt: skip

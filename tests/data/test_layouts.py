@@ -255,6 +255,15 @@ def test_dropped(row: dict[str, Any], reason: str) -> None:
         read(row)
 
 
+def test_a_call_of_a_tool_without_text_is_dropped_and_a_weight_is_told() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    with pytest.raises(Dropped, match="a call of a tool without text"):
+        read({"messages": [*turns((U, "q")), call]})
+    unweighted = {"role": "assistant", "content": "bad", "weight": 0}
+    _, place, _ = read({"messages": [*turns((U, "q")), unweighted]})
+    assert place.notes == ["weight 0 of a turn not known here: trained on like the others"]
+
+
 # ---------------------------------------------------------------------------- the user's mistakes: one line
 
 

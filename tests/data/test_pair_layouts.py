@@ -111,6 +111,8 @@ def test_whole_transcripts_beside_a_plain_prompt() -> None:
         "rejected": "\n\nHuman: What is 2+2?\n\nAssistant: 5",
     }
     assert read(row) == ([(U, "What is 2+2?")], [(A, "4")], [(A, "5")], [])
+    pair = READERS["hh"](row, Place("f.jsonl:7", "f", "hh"))  # the layout may be given
+    assert isinstance(pair, PreferencePair) and [m["content"] for m in pair.prompt] == ["What is 2+2?"]
 
 
 @pytest.mark.parametrize(

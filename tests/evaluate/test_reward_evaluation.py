@@ -76,7 +76,7 @@ def data(tmp_path: Path) -> str:
     return write(tmp_path / "pairs.jsonl", ROWS)
 
 
-def config(models: str | list[str], data: str, **changes: Any) -> EvaluateConfig:
+def config(models: str | list[str], data: Any, **changes: Any) -> EvaluateConfig:
     return EvaluateConfig.model_validate({"models": models, "data": data, "device": "cpu", **changes})
 
 
@@ -212,6 +212,16 @@ def test_foreign_model_gets_its_own_stock_scores(tmp_path: Path, data: str, pad_
             with torch.no_grad():
                 stock = network(**ids).logits.item()
             assert reward == pytest.approx(stock, abs=1e-5)
+
+
+def test_subsets_are_read_from_the_split_and_no_further_than_the_pairs(tmp_path: Path, model: str) -> None:
+    for split, subset in (("filtered", "rivers"), ("raw", "fruit")):
+        rows = json.dumps({"prompt": WORDS[0], "chosen": WORDS[1], "rejected": WORDS[3], "subset": subset})
+        (tmp_path / f"{split}.jsonl").write_text(
+            f"{rows}\n" * 20 + "{malformed\n"
+        )  # the layout is told by the first 16
+    result = run_evaluation(config(model, [{"path": str(tmp_path), "split": "filtered", "limit": 1}]))
+    assert result["pairs"] == 1 and result["models"][model]["subsets"]["by_subset"].keys() == {"rivers"}
 
 
 def test_result_agrees_with_its_items(tmp_path: Path, model: str, other: str, data: str) -> None:

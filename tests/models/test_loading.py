@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
@@ -18,6 +25,7 @@ from ppomax.models.loading import (
     check_tokenizer,
     load_causal_lm,
     load_scalar_model,
+    load_tokenizer,
     load_trainable_state,
     save_final,
     scalar_from_causal,
@@ -72,6 +80,20 @@ def test_reward_models_must_have_one_label(tmp_path: Path) -> None:
 def test_tokenizer_needs_an_eos() -> None:
     with pytest.raises(UserError, match="no eos token"):
         check_tokenizer(SimpleNamespace(eos_token_id=None, pad_token_id=None))
+
+
+def test_a_model_without_its_tokenizer_is_told(tmp_path: Path) -> None:
+    policy().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="there are no tokenizer files in it") as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_language_model_that_scales_its_logits_otherwise_is_refused(tmp_path: Path) -> None:
+    model = HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**CONFIG, logits_scaling=0.125))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="HyperCLOVAXForCausalLM scales its logits in a way that is not known here"):
+        load_causal_lm(str(tmp_path))
 
 
 def test_critic_from_a_policy_shares_its_backbone_but_no_memory() -> None:
