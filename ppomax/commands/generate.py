@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ class GenerateConfig(Section):
     prompts: Mixture = Field(min_length=1)
     """prompts in any layout; pairs and dialogues give theirs"""
     out: str
-    """JSON lines to write: prompt (messages), response, finished, tokens, seed; an existing file is refused"""
+    """JSON lines to write: prompt (messages), response, finished, source, tokens, seed, model, settings (a fingerprint of what
+    shapes answers besides); an existing file is refused"""
     sampling: SamplingConfig = SamplingConfig(
         max_new_tokens=2048, temperature=0.8, top_p=0.9, repetition_penalty=1.1, batch_size=16
     )
@@ -115,6 +117,7 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
 
     each = sampling.samples_per_prompt
     jobs = [(messages, source, ids) for messages, source, ids in encoded for _ in range(each)]
+    drawn = _fingerprint(config)
     start = _answered(out, [messages for messages, _, _ in jobs], config) if resume and ranks.is_main else 0
     start = ranks.collect([start])[0]  # the main rank has looked, and cut the file
     chunk = CHUNK * sampling.batch_size * ranks.size
@@ -134,6 +137,7 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
                     "tokens": len(completion.response_ids),
                     "seed": seed,
                     "model": config.model,
+                    "settings": drawn,
                 }
                 for i, seed, completion in zip(
                     mine, seeds, engine.generate([jobs[i][2] for i in mine], seeds), strict=True
@@ -172,9 +176,16 @@ def generate_stage(config: GenerateConfig, *, resume: bool = False) -> int:
         raise
 
 
+def _fingerprint(config: GenerateConfig) -> str:
+    """Of the settings that shape an answer, besides its prompt, model and seed."""
+    shaping = config.model_dump(include={"sampling", "chat_template", "max_prompt_length", "overlong", "precision"})
+    del shaping["sampling"]["batch_size"]
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig) -> int:
-    """Whole lines already in ``out``, which must be answers to the same prompts by the same model from the same seed; the
-    half line of a kill is cut off."""
+    """Whole lines already in ``out``, which must be answers to the same prompts by the same model from the same seed and
+    settings; the half line of a kill is cut off."""
     from ppomax.rollout.engine import sample_seed
 
     if not out.exists():
@@ -194,6 +205,11 @@ def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig) -> in
             raise UserError(
                 f"{out}:{number + 1}: was drawn from {row.get('model')} or from another seed than {config.model} with seed "
                 f"{config.seed}: use another --out"
+            )
+        if row.get("settings") != _fingerprint(config):
+            raise UserError(
+                f"{out}:{number + 1}: was drawn with other settings (sampling, chat_template, max_prompt_length, overlong or "
+                "precision): give those, or use another --out"
             )
     if len(whole) < len(data):
         out.write_bytes(whole)

@@ -41,6 +41,11 @@ NAMED |= {
     f"new-{name}": (s.layers, s.width, s.ffn, s.heads, s.kv_heads, s.width // s.heads, s.vocab_size, s.tied, "llama")
     for name, s in SIZES.items()
 }
+CONTEXTS = {
+    "llama-7b": 2048, "llama-13b": 2048, "llama-33b": 2048, "llama-70b": 4096, "llama-3-1b": 131072, "llama-3-3b": 131072,
+    "llama-3-8b": 8192, "llama-3-70b": 8192, "qwen3": 40960, "new": MAX_POSITIONS,
+}  # fmt: skip
+"""tokens of a named shape's context, by its name or family; 32768 for the others"""
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """model types whose layers the formulas describe: attention with rotary positions and a gated feed-forward part"""
 
@@ -70,6 +75,10 @@ class Shape:
     """of one layer, in weight matrices alone"""
     other_parameters: int
     """norms outside the layers"""
+    context: int | None
+    """tokens it can read; None: its config does not say"""
+    reward_model: bool
+    """its config says that it scores, and so it cannot be a policy"""
 
     @property
     def embedding(self) -> int:
@@ -127,7 +136,7 @@ def _config_of(name: str) -> Any:
     return AutoConfig.for_model(
         family, num_hidden_layers=layers, hidden_size=width, intermediate_size=ffn, num_attention_heads=heads,
         num_key_value_heads=kv_heads, head_dim=head_width, vocab_size=vocabulary, tie_word_embeddings=tied,
-        max_position_embeddings=MAX_POSITIONS if name.startswith("new-") else 32768,
+        max_position_embeddings=CONTEXTS.get(name) or CONTEXTS.get(name.partition("-")[0], 32768),
     )  # fmt: skip
 
 
@@ -170,4 +179,6 @@ def count(name: str, config: Any) -> Shape:
         head_norms=hasattr(backbone.layers[0].self_attn, "q_norm"), layer_parameters=per_layer,
         layer_matrices=sum(p.numel() for p in layer if p.ndim == 2),
         other_parameters=whole - embedding.numel() - len(backbone.layers) * per_layer,
+        context=getattr(text, "max_position_embeddings", None),
+        reward_model=any("SequenceClassification" in kind for kind in config.architectures or []),
     )  # fmt: skip

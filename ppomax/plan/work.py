@@ -10,38 +10,53 @@ from ppomax.plan.memory import Settings, Work
 from ppomax.plan.shapes import Shape, shape_of
 
 
-def _shape(name: str, field: str, trust_remote_code: bool) -> Shape:
+def _shape(name: str, field: str, config: PPOConfig) -> Shape:
     try:
-        return shape_of(name, trust_remote_code)
+        shape = shape_of(name, config.trust_remote_code)
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
+    if shape.reward_model and field in ("model", "reference"):
+        raise UserError(f"{field}: {name} is a reward model, not a language model; give the model it was trained from")
+    return shape
+
+
+def _check_context(shape: Shape, field: str, config: PPOConfig) -> None:
+    """As the run does: policy, reference and critic must read the longest sample. Reward models cut its left."""
+    prompt, response = config.max_prompt_length, config.sampling.max_new_tokens
+    if shape.context is not None and prompt + response > shape.context:
+        raise UserError(
+            f"{field}: prompts of {prompt} and responses of {response} tokens do not fit the context of {shape.name}, "
+            f"{shape.context} tokens; lower max_prompt_length or sampling.max_new_tokens"
+        )
 
 
 def work_of(config: PPOConfig) -> Work:
     """What an iteration of ``config`` has to do. Without a reward source one reward model of the policy's shape is taken."""
-    trust = config.trust_remote_code
     if config.rollout.colocated:
         raise UserError("rollout.colocated: cannot be planned; leave it out to plan for a server on devices of its own")
-    policy = _shape(config.model, "model", trust)
+    policy = _shape(config.model, "model", config)
     names = [
         name
         for source in config.reward
         for name in (source.model if isinstance(source.model, list) else [source.model])
         if name is not None
     ]
-    rewards = tuple(_shape(name, "reward", trust) for name in names) if config.reward else (policy,)
+    rewards = tuple(_shape(name, "reward", config) for name in names) if config.reward else (policy,)
     if config.critic.init == "policy":
         critic = policy
     elif config.critic.init == "reward":
         critic = rewards[0] if rewards else policy
     else:
-        critic = _shape(config.critic.init, "critic.init", trust)
+        critic = _shape(config.critic.init, "critic.init", config)
     if config.reference is not None:
-        reference = _shape(config.reference, "reference", trust)
+        reference = _shape(config.reference, "reference", config)
         if reference.causal != policy.causal:
             raise UserError(
                 f"reference: {config.reference} has another shape than {config.model}, which cannot be planned"
             )
+        _check_context(reference, "reference", config)
+    _check_context(policy, "model", config)
+    _check_context(critic, "critic.init", config)
     samples = config.rollout_batch * config.buffer_iterations
     return Work(
         policy=policy, critic=critic, rewards=rewards, reference=config.reference is not None or config.lora is None,

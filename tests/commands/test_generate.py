@@ -70,6 +70,10 @@ def test_resume_never_mixes_models_or_seeds(
     other.symlink_to(model)
     assert main(["generate", str(other), str(prompts), "--out", str(out), "--resume", *QUICK]) == 2
     assert "out.jsonl:1: was drawn from" in capsys.readouterr().err and out.read_text() == first
+    again = ["generate", str(model), str(prompts), "--out", str(out), "--resume", *QUICK]
+    assert main([*again, "--sampling.top-p", "0.5"]) == 2
+    assert "out.jsonl:1: was drawn with other settings" in capsys.readouterr().err and out.read_text() == first
+    assert main([*again, "--sampling.batch-size", "2"]) == 0  # shapes no answer
     assert main(["generate", str(model), str(prompts), "--out", str(tmp_path), "--resume", *QUICK]) == 2
     assert "is a folder" in capsys.readouterr().err
 

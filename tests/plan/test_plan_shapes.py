@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ppomax.config import PPOConfig
 from ppomax.errors import UserError
 from ppomax.models.loading import scalar_from_causal
 from ppomax.plan.shapes import NAMED, count, shape_of
+from ppomax.plan.work import work_of
 
 PUBLISHED = {  # parameters, as the models' own pages or files say
     "llama-7b": 6_738_415_616,
@@ -73,3 +75,29 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="a model of type gpt2; the plan's formulas hold for llama"):
         count("x", GPT2Config())
+
+
+def _planned(model: str, **changes: object) -> PPOConfig:
+    return PPOConfig.model_validate({"model": model, "prompts": "none", "output_dir": "none", **changes})
+
+
+def test_a_plan_keeps_to_the_context() -> None:
+    assert [shape_of(n).context for n in ("llama-7b", "llama-3-8b", "qwen3-8b", "qwen2.5-7b")] == [2048, 8192, 40960, 32768]
+    just = {"max_prompt_length": 2048 - 128, "sampling": {"max_new_tokens": 128}}
+    assert work_of(_planned("llama-7b", **just)).prompt == 1920
+    with pytest.raises(UserError, match=r"^model: prompts of 1921 and .* of llama-7b, 2048 tokens; lower max_prompt"):
+        work_of(_planned("llama-7b", **just | {"max_prompt_length": 1921}))
+
+
+def test_a_reward_model_is_planned_as_a_critic_alone(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=24, intermediate_size=56, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=512, architectures=["LlamaForSequenceClassification"], num_labels=1,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    short = {"max_prompt_length": 300, "sampling": {"max_new_tokens": 100}, "reward": str(tmp_path)}
+    assert work_of(_planned("new-1m", **short)).critic.name == str(tmp_path)
+    with pytest.raises(UserError, match=r"^model: .* is a reward model, not a language model"):
+        work_of(_planned(str(tmp_path), **short))
+    with pytest.raises(UserError, match=r"^critic\.init: prompts of 500 and responses of 100 tokens do not fit"):
+        work_of(_planned("new-1m", **short | {"max_prompt_length": 500}))
