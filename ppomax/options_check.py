@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ppomax.config import (
@@ -23,25 +23,31 @@ from ppomax.errors import UserError
 from ppomax.layers import defaults, merge, preset_layer
 from ppomax.rollout.vllm_sampling import refuse_unlike_vllm
 
+PLATEAU_WINDOW = 10
+"""iterations of critic pre-training, 5 beside 5, in which a plateau can show"""
+
 Inert = tuple[str, str]
 """(dotted name of an option, why it does nothing)"""
 
 
-def refuse_contradictions(config: Section) -> None:
-    """Raise a UserError where two options cannot both be meant."""
+def refuse_contradictions(config: Section, in_memory: Collection[str] = ()) -> None:
+    """Raise a UserError where two options cannot both be meant.
+
+    ``in_memory``: what the caller hands over (ptx, reward, critic) instead of what the settings name.
+    """
     if isinstance(config, RewardConfig) and config.min_pairs > config.max_pairs:
         raise UserError(f"min_pairs {config.min_pairs} is above max_pairs {config.max_pairs}: exchange them")
     if isinstance(config, PPOConfig):
-        _refuse_in_ppo(config)
+        _refuse_in_ppo(config, in_memory)
 
 
-def _refuse_in_ppo(config: PPOConfig) -> None:
+def _refuse_in_ppo(config: PPOConfig, in_memory: Collection[str]) -> None:
     if config.reward_shaping.scale and config.reward_shaping.normalise:
         raise UserError(
             "reward_shaping.scale and reward_shaping.normalise are both on: choose scaling (detail 4) or "
             "normalisation (detail 5) and switch the other off"
         )
-    if config.ptx.coef > 0 and not config.ptx.data:
+    if config.ptx.coef > 0 and not config.ptx.data and "ptx" not in in_memory:
         raise UserError(f"ptx.coef is {config.ptx.coef:g} but there is no ptx.data: give some, or set --ptx.coef 0")
     if config.logprobs == "scaled" and config.sampling.temperature == 0:
         raise UserError("logprobs: scaled divides by sampling.temperature, which is 0: choose raw or raise it")
@@ -72,7 +78,8 @@ def _refuse_in_ppo(config: PPOConfig) -> None:
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
             raise UserError(f"reward.{i}: exactly one of model, function, url is needed, found {found}")
-    if config.reward and config.critic.init == "reward" and not any(source.model for source in config.reward):
+    named = config.reward and not {"reward", "critic"} & set(in_memory)
+    if named and config.critic.init == "reward" and not any(source.model for source in config.reward):
         raise UserError("critic.init is `reward`, but no reward source is a model: choose `policy` or a directory")
 
 
@@ -117,6 +124,11 @@ def _look(values: Any, name: str) -> Any:
 
 
 def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
+    if not isinstance(config, TextDataConfig | PPOConfig):
+        for section in ("checkpoint", "parallel"):
+            for name in type(getattr(config, section)).model_fields:
+                yield f"{section}.{name}", "nothing is trained here"
+        return
     if config.checkpoint.every == 0:
         yield "checkpoint.keep", "checkpoint.every is 0, so there is one checkpoint at the end"
     if not {"wandb", "trackio"} & set(config.trackers):
@@ -177,12 +189,19 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
         yield "surrogate.dual_clip", "surrogate.kind is penalty"
     if surrogate.kind != "penalty":
         yield "surrogate.penalty_coef", f"surrogate.kind is {surrogate.kind}"
+    if config.gae.lam == 1:
+        yield "gae.target", "gae.lam is 1, where both targets are the rewards to go"
     if config.gae.gamma == 0:
         yield "gae.lam", "gae.gamma is 0"
     if config.entropy.coef == 0:
         yield "entropy.target", "entropy.coef is 0"
     if config.critic.pretrain_iterations == 0:
         yield "critic.pretrain_plateau", "critic.pretrain_iterations is 0"
+    elif config.critic.pretrain_iterations <= PLATEAU_WINDOW:
+        yield (
+            "critic.pretrain_plateau",
+            f"a plateau shows in {PLATEAU_WINDOW} iterations, and critic.pretrain_iterations is {config.critic.pretrain_iterations}",
+        )
     if config.critic.init == "policy":
         yield "critic.calibrate", "critic.init is policy: its head is fresh"
     if config.grad_clip.norm == 0:
@@ -194,9 +213,15 @@ def _inert_in_ppo(config: PPOConfig) -> Iterator[Inert]:
         yield "logprobs", "sampling.temperature is 1, so scaled and raw logits are the same"
     if not config.watch.prompts and config.watch.eval_prompts == 0:
         yield "watch.every", "there are no held-out prompts (watch.prompts is empty and watch.eval_prompts is 0)"
+    elif config.watch.eval_prompts == 0:
+        yield "watch.every", "watch.eval_prompts is 0"
+        if not config.watch.judge:
+            yield "watch.prompts", "watch.eval_prompts is 0 and watch.judge is empty, so they are not answered"
     if config.rollout.engine != "vllm":
         for name in type(config.rollout).model_fields:
             yield f"rollout.{name}", f"rollout.engine is {config.rollout.engine}"
+    elif config.rollout.retries == 0:
+        yield "rollout.first_pause", "rollout.retries is 0"
     watch = config.watch
     if not watch.detect:
         yield "watch.on_collapse", "watch.detect is off"

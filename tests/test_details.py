@@ -82,6 +82,7 @@ def test_metrics_are_written_by_the_loop() -> None:
     source = "".join(
         (package / file).read_text() for file in ("train/ppo.py", "train/ppo_update.py", "watch/metrics.py")
     )
+    source += "".join(source.replace("{name}", model) for model in ("policy", "critic"))
     for detail in DETAILS:
         for metric in detail.metrics:
             assert f'"{metric}"' in source, metric

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from ppomax.config import PPOConfig, RewardConfig, SFTConfig
 from ppomax.errors import UserError
+from ppomax.evaluate.duel import DuelConfig
 from ppomax.layers import field_names, preset_names
 from ppomax.options import differences, dump_yaml, from_mapping, help_text, load_yaml, resolve, warnings_for
 from ppomax.yaml_tree import parse
@@ -335,6 +336,16 @@ def test_differences() -> None:
             ["--critic.pretrain-iterations", "0", "--critic.pretrain-plateau", "0.1"],
             "critic.pretrain_plateau does nothing",
         ),
+        (
+            ["--critic.pretrain-plateau", "0.1"],
+            "critic.pretrain_plateau does nothing: a plateau shows in 10 iterations",
+        ),
+        (["--gae.lam", "1", "--gae.target", "reward_to_go"], "gae.target does nothing"),
+        (["--watch.prompts", "p", "--watch.eval-prompts", "0"], "watch.prompts does nothing: watch.eval_prompts is 0"),
+        (
+            ["--watch.prompts", "p", "--watch.eval-prompts", "0", "--watch.judge", "world", "--watch.every", "3"],
+            "watch.every does nothing: watch.eval_prompts is 0",
+        ),
         (["--grad-clip.norm", "0", "--grad-clip.joint"], "grad_clip.joint does nothing"),
         (["--critic.init", "policy", "--critic.calibrate", "false"], "critic.calibrate does nothing"),
         (["--advantage.std", "biased"], "advantage.std does nothing"),
@@ -371,6 +382,10 @@ def test_warnings_of_other_stages() -> None:
     assert warnings_for(sft()) == []
     [warning] = warnings_for(sft("--eval-data", "e", "--eval-fraction", "0.5"))
     assert "eval_fraction does nothing: eval_data is given" in warning
+    words = ["--a=A", "--b=B", "--judge=world", "--prompts=p", "--output-dir=o"]
+    assert warnings_for(resolve(DuelConfig, words)) == []
+    told = warnings_for(resolve(DuelConfig, [*words, "--parallel.shard=zero2", "--checkpoint.keep=9"]))
+    assert told == [f"{name} does nothing: nothing is trained here" for name in ("checkpoint.keep", "parallel.shard")]
 
 
 # ------------------------------------------------------------------------------------------------- help

@@ -42,6 +42,12 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def say(self, *lines: str) -> None:
+        """To stderr, once for all ranks."""
+        if self.is_main:
+            for line in lines:
+                print(line, file=sys.stderr, flush=True)
+
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part: every ``size``-th item from ``rank`` on. `collect` undoes it."""
         return list(items[self.rank :: self.size])

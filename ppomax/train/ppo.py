@@ -33,7 +33,8 @@ from ppomax.config import PPOConfig
 from ppomax.data.batches import EpochOrder, epoch_permutation
 from ppomax.data.records import Dialogue, Prompt, Text
 from ppomax.models.loading import load_trainable_state, save_final, trainable_state
-from ppomax.options import dump_yaml, warnings_for
+from ppomax.options import dump_yaml
+from ppomax.options_check import PLATEAU_WINDOW, refuse_contradictions, warnings_for
 from ppomax.rl.advantages import gae, reward_to_go
 from ppomax.rl.importance import sampler_metrics
 from ppomax.rl.moments import RunningMoments
@@ -47,7 +48,7 @@ from ppomax.train.parallel import Ranks, join, peak_memory
 from ppomax.train.ppo_engine import make_engine
 from ppomax.train.ppo_guard import Guard
 from ppomax.train.ppo_score import score
-from ppomax.train.ppo_setup import Setup, prepare, say
+from ppomax.train.ppo_setup import Setup, prepare
 from ppomax.train.ppo_update import Tally, Updater
 from ppomax.train.ppo_watch import LiveJudge, watch
 from ppomax.train.progress import ProgressLine, course
@@ -93,6 +94,10 @@ class Loop:
     value_losses: list[float] = field(default_factory=list)
     buffer: list[Experience] = field(default_factory=list)
 
+    def pretraining_length(self, config: PPOConfig) -> int:
+        """Iterations of critic pre-training: what is planned, and once a plateau has ended it, what it took."""
+        return config.critic.pretrain_iterations if self.pretraining else len(self.value_losses)
+
     def state_dict(self, device: torch.device) -> dict[str, Any]:
         counters = ("iteration", "policy_iterations", "updates", "critic_updates", "pretraining", "value_losses")
         return {
@@ -137,6 +142,9 @@ def train_ppo(
     ``reward``: a function f(prompts=[messages], responses=[text]) -> floats, a reward model, or a list of either.
     Raises UserError for every mistake that the caller can mend, before anything is written over.
     """
+    refuse_contradictions(
+        config, [n for n, given in (("critic", critic), ("reward", reward), ("ptx", ptx)) if given is not None]
+    )
     ranks = join(config.device)
     seed_everything(config.seed)
     setup = prepare(
@@ -148,7 +156,7 @@ def train_ppo(
         run, config, data_lines(setup), policy=policy, tokenizer=tokenizer, reference=reference, critic=critic,
         reward=reward, prompts=prompts, ptx=ptx,
     )  # fmt: skip
-    say(ranks, *(f"warning: {w}" for w in warnings_for(config)))
+    ranks.say(*(f"warning: {w}" for w in warnings_for(config)))
     policy, critic = setup.policy, setup.critic
     optimizers = {
         "policy": make_optimizer(policy, config.policy_optim),
@@ -168,16 +176,13 @@ def train_ppo(
         restore_weights(states, policy, critic, optimizers)
         loop.load_state_dict(states["loop"], ranks.device)
         guard.load_state_dict(states["loop"]["guard"])
-        say(ranks, f"resumed at iteration {loop.iteration}")
+        ranks.say(f"resumed at iteration {loop.iteration}")
 
     with run.undone_if_nothing_came():
         engine = make_engine(config, setup, ranks, run.path)
     updater = Updater(config, ranks, policy, critic, optimizers)
-    pretraining = config.critic.pretrain_iterations
-    total_updates = planned_updates(config, pretraining, pretraining + config.iterations)
-    total_critic_updates = planned_updates(config, 0, pretraining + config.iterations)
     history = run.read()
-    expected = config.iterations + (pretraining if loop.pretraining else len(loop.value_losses))
+    expected = config.iterations + loop.pretraining_length(config)
     judge = None
     if setup.judge_prompts:
         with run.undone_if_nothing_came():
@@ -246,6 +251,9 @@ def train_ppo(
             loop.buffer = [*loop.buffer, experience][-config.buffer_iterations :]
 
             # Update on the buffer, minibatch by minibatch.
+            first = loop.pretraining_length(config)
+            total_updates = planned_updates(config, first, first + config.iterations)
+            total_critic_updates = planned_updates(config, 0, first + config.iterations)
             buffer = Experience.concatenate(loop.buffer)
             tally = Tally()
             for rows in minibatches(config, loop.iteration, len(buffer)):
@@ -387,17 +395,20 @@ def take_ptx(setup: Setup, loop: Loop, count: float) -> list[tuple[list[int], li
 
 def planned_updates(config: PPOConfig, first: int, end: int) -> int:
     """Optimiser updates of iterations ``first`` to ``end`` - 1; the buffer grows over the first ones."""
-    kept = (min(i + 1, config.buffer_iterations) for i in range(first, end))
-    return config.ppo_epochs * sum(math.ceil(config.rollout_batch * n / config.minibatch) for n in kept)
+    full_from = config.buffer_iterations - 1
+    kept = [i + 1 for i in range(first, min(end, full_from))]
+    full = max(0, end - max(first, full_from))
+    updates = [math.ceil(config.rollout_batch * n / config.minibatch) for n in [*kept, config.buffer_iterations]]
+    return config.ppo_epochs * (sum(updates[:-1]) + full * updates[-1])
 
 
 def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
     """Detail 8: N iterations, or sooner once the value loss has reached its plateau."""
     if len(value_losses) >= config.critic.pretrain_iterations:
         return True
-    if config.critic.pretrain_plateau == 0 or len(value_losses) < 10:
+    if config.critic.pretrain_plateau == 0 or len(value_losses) < PLATEAU_WINDOW:
         return False
-    before, now = sum(value_losses[-10:-5]) / 5, sum(value_losses[-5:]) / 5
+    before, now = sum(value_losses[-PLATEAU_WINDOW:-5]) / 5, sum(value_losses[-5:]) / 5
     return before - now < config.critic.pretrain_plateau * before
 
 
@@ -435,5 +446,5 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
             run.write("report.html", ppo_page(run.path))
         except Exception as error:  # whatever it is: the run is done, and its files make the page again
             told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            say(ranks, f"warning: no report.html ({told}); `ppomax report {run.path}` makes it again")
+            ranks.say(f"warning: no report.html ({told}); `ppomax report {run.path}` makes it again")
     ranks.barrier()

@@ -14,7 +14,7 @@ from ppomax.config import PPOConfig
 from ppomax.evaluate.answers import Answer
 from ppomax.evaluate.llm_judge import LLMJudge, Unfinished
 from ppomax.train.parallel import Ranks
-from ppomax.train.ppo_setup import EncodedPrompt, say
+from ppomax.train.ppo_setup import EncodedPrompt
 from ppomax.train.run import RunDirectory
 
 SIGN_OF_LIFE = 20.0
@@ -43,8 +43,7 @@ class Comparison:
         baselines = len(set(config.watch.baselines))
         each, times = 2 * prompts * baselines, math.ceil(config.iterations / config.watch.judge_every) + 1
         budget = config.watch.llm.max_requests
-        say(
-            self.ranks,
+        self.ranks.say(
             f"judge {self.judge.name}: up to {each} requests an evaluation ({prompts} prompts, both orders, {baselines} "
             f"{'baseline' if baselines == 1 else 'baselines'}), and {times} evaluations: up to {each * times}, besides "
             "retries" + (f"; the budget is watch.llm.max_requests = {budget} a start" if budget is not None else ""),
@@ -70,7 +69,7 @@ class Comparison:
             )
             alarm = {"iteration": iteration, "level": "notice", "detector": "judge", "since": iteration}
             self.run.log({**alarm, "message": message}, "alarms.jsonl")
-            say(self.ranks, f"warning: {message}")
+            self.ranks.say(f"warning: {message}")
         return None
 
     def _patiently(

@@ -11,7 +11,7 @@ from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.rollout.vllm_engine import VLLMEngine
 from ppomax.rollout.vllm_server import VLLMServer
 from ppomax.train.parallel import Ranks
-from ppomax.train.ppo_setup import Setup, say
+from ppomax.train.ppo_setup import Setup
 from ppomax.train.weight_transfer import make_transfer
 
 
@@ -29,8 +29,7 @@ def make_engine(config: PPOConfig, setup: Setup, ranks: Ranks, run: Path) -> Eng
         config, setup.chat_format.eos_ids, server, facts, transfer,
         session=ranks.collect([secrets.token_hex(4)])[0], is_main=ranks.is_main, barrier=ranks.barrier,
     )  # fmt: skip
-    say(
-        ranks,
+    ranks.say(
         f"sampling by vLLM {facts.version} at {server.url}: {facts.dtype} on {facts.device}, weights by {transfer.name}",
     )
     return engine

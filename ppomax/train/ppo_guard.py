@@ -14,7 +14,6 @@ from ppomax.config import PPOConfig
 from ppomax.errors import UserError
 from ppomax.train.checkpoint import list_checkpoints, load_part, step_of
 from ppomax.train.parallel import Ranks
-from ppomax.train.ppo_setup import say
 from ppomax.train.run import RunDirectory
 from ppomax.watch.collapse import Alarm, CollapseWatch
 from ppomax.watch.webhook import Webhook
@@ -89,7 +88,7 @@ class Guard:
         alarms = self.watch.step(line) if self.config.detect else []
         for alarm in alarms:
             self.tell(alarm.as_dict())
-            say(self.ranks, f"{alarm.level}: {alarm.message}")
+            self.ranks.say(f"{alarm.level}: {alarm.message}")
         action: Action = "rollback" if self.must_go_back else self._action([a for a in alarms if a.level == "collapse"])
         self.must_go_back = False
         return self.ranks.collect([action])[0]
@@ -98,10 +97,10 @@ class Guard:
         if not collapses or self.config.on_collapse == "warn":
             return "go on"
         if self.config.on_collapse == "stop":
-            say(self.ranks, f"stopped after iteration {collapses[0].iteration} (watch.on_collapse: stop)")
+            self.ranks.say(f"stopped after iteration {collapses[0].iteration} (watch.on_collapse: stop)")
             return "stop"
         if not self._may_go_back():
-            say(self.ranks, f"not rolled back: watch.max_rollbacks {self.config.max_rollbacks} reached")
+            self.ranks.say(f"not rolled back: watch.max_rollbacks {self.config.max_rollbacks} reached")
             return "go on"
         return "rollback"
 
@@ -129,7 +128,7 @@ class Guard:
         self.tell(
             {"iteration": iteration, "level": "notice", "detector": "rollback", "since": step, "message": message}
         )
-        say(self.ranks, message)
+        self.ranks.say(message)
         self.watch.forget_after(step)
         self.healthy, self.candidate = step, None
         self.given_up.append([step, iteration])

@@ -109,12 +109,6 @@ class Setup:
         go_home(self.bench)
 
 
-def say(ranks: Ranks, *lines: str) -> None:
-    if ranks.is_main:
-        for line in lines:
-            print(line, file=sys.stderr, flush=True)
-
-
 def prepare(
     config: PPOConfig, ranks: Ranks, *, policy: Any = None, tokenizer: Any = None, reference: Any = None, critic: Any = None,
     reward: Any = None, prompts: Sequence[Prompt] | None = None, ptx: Sequence[Dialogue | Text] | None = None,
@@ -182,7 +176,7 @@ def _models(
         policy = policy.to(device, torch.float32).eval()
     policy.config.use_cache = False
     if getattr(policy.config, "ppomax_stage", None) == "base":
-        say(ranks, f"warning: {config.model} was never fine-tuned (detail 9): without SFT, PPO usually fails")
+        ranks.say(f"warning: {config.model} was never fine-tuned (detail 9): without SFT, PPO usually fails")
     sources, judges = (
         [
             make_source(
@@ -310,12 +304,12 @@ def _prompts(
     watched: list[Any] | None
     if given is None:
         records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
-        say(ranks, *report.lines())
+        ranks.say(*report.lines())
     else:
         records = list(given)
     if config.watch.prompts:
         watched, report = load_mixture(config.watch.prompts, "prompt", split_seed=config.split_seed)
-        say(ranks, *report.lines())
+        ranks.say(*report.lines())
     else:
         watched = None
     training = encode_prompts(records, chat_format, config, ranks, "prompts")
@@ -340,8 +334,7 @@ def _prompts(
             f"max_prompt_length = {config.max_prompt_length} and {len(training)} are held out by watch.{option} = "
             f"{getattr(config.watch, option)}; {remedy}"
         )
-    say(
-        ranks,
+    ranks.say(
         f"{len(kept)} prompts to train on; {len(held_out)} held out to be watched, and {len(training) - len(kept)} "
         "with their first turn taken out of training",
     )
@@ -365,8 +358,7 @@ def encode_prompts(
         kept.append(EncodedPrompt(tuple(record.messages), ids, dict(record.metadata), record.source))
     if overlong:
         did = "dropped" if config.overlong == "drop" else "cut from the left"
-        say(
-            ranks,
+        ranks.say(
             f"{field}: {overlong} of {len(records)} prompts over max_prompt_length = {config.max_prompt_length} {did}",
         )
     return kept
@@ -380,7 +372,7 @@ def _ptx(
         return []
     if given is None:
         records, report = load_mixture(config.ptx.data, "dialogue", split_seed=config.split_seed)
-        say(ranks, *report.lines())
+        ranks.say(*report.lines())
     else:
         records = list(given)
     encoded: list[tuple[list[int], list[bool]]] = []

@@ -33,7 +33,7 @@ from ppomax.train.checkpoint import write_atomic
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_compare import Comparison, to_compare
 from ppomax.train.ppo_score import score, to_samples
-from ppomax.train.ppo_setup import Setup, say
+from ppomax.train.ppo_setup import Setup
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import RunDirectory, plain
 from ppomax.train.sharding import to_save
@@ -254,12 +254,11 @@ class LiveJudge:
         skipped = self.comparison.skipped if self.comparison else 0
         left_out = f"; {skipped} evaluations of this start could not be had" if skipped else ""
         if not self.lines:
-            say(self.ranks, f"no evaluation was judged{left_out}")
+            self.ranks.say(f"no evaluation was judged{left_out}")
             return
         last = self.lines[-1]
         failed = last.get("eval/judge_failed")
-        say(
-            self.ranks,
+        self.ranks.say(
             f"judged win rate {last['eval/win_rate']:.3f} (standard error {last['eval/win_rate_se']:.3f}) against the "
             f"reference's {next(iter(self.baselines))} answers to {last['eval/prompts']} held-out prompts"
             + (f" ({failed} more without a verdict)" if failed else "")

@@ -93,7 +93,7 @@ class Requests:
     def __enter__(self) -> Requests:
         if self.ranks.is_main:
             for name in self._taken():
-                self._say(f"{name}: was asked of an earlier life of this run, and is dropped")
+                self.ranks.say(f"{name}: was asked of an earlier life of this run, and is dropped")
             self._handle = _lock(self.run.path)
             self._release = weakref.finalize(self, _unlock, self.run.path, self._handle)
         return self
@@ -117,14 +117,10 @@ class Requests:
         """Log requests after ``step``, whose checkpoint is written. StopRequested, unless it was the ``last`` anyway."""
         for name in requests:
             self.run.log({self.step: step, "request": name, "checkpoint": f"step-{checkpoint:06d}"}, FILE)
-            self._say(f"{name}: asked for, checkpoint step-{checkpoint:06d} written after {self.step} {step}")
+            self.ranks.say(f"{name}: asked for, checkpoint step-{checkpoint:06d} written after {self.step} {step}")
         if "stop" in requests and not last:
-            self._say("stopped as asked; the same command with --resume goes on")
+            self.ranks.say("stopped as asked; the same command with --resume goes on")
             raise StopRequested(f"stopped as asked after {self.step} {step}")
-
-    def _say(self, line: str) -> None:
-        if self.ranks.is_main:
-            print(line, file=sys.stderr, flush=True)
 
     def _taken(self) -> list[str]:
         taken = []
@@ -135,7 +131,7 @@ class Requests:
             except FileNotFoundError:
                 continue
             except OSError as error:  # it would be obeyed again in each iteration
-                self._say(f"warning: {name}: asked for, but not obeyed: {error}")
+                self.ranks.say(f"warning: {name}: asked for, but not obeyed: {error}")
         return taken
 
 

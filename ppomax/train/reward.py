@@ -37,6 +37,7 @@ from ppomax.models.logprobs import hidden_states, inner_model, token_logprobs
 from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
 from ppomax.models.scalar import on_backbone, reset_unit, score_sequences, unit_outputs
+from ppomax.options_check import refuse_contradictions, warnings_for
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
 from ppomax.train.made import record_start
@@ -168,8 +169,7 @@ def train_reward(
     device = ranks.device
     given = {"model": model, "tokenizer": tokenizer, "pairs": pairs, "eval_pairs": eval_pairs}
     given["demonstrations"] = demonstrations
-    if config.min_pairs > config.max_pairs:
-        raise UserError(f"min_pairs: {config.min_pairs} is above max_pairs {config.max_pairs}")
+    refuse_contradictions(config)
 
     # Models and data first: their mistakes must not leave a run directory behind.
     tokenizer = loading.check_tokenizer(tokenizer) if tokenizer is not None else loading.load_tokenizer(
@@ -221,6 +221,7 @@ def train_reward(
     record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
+    ranks.say(*(f"warning: {w}" for w in warnings_for(config)))
     optimizer = make_optimizer(trainee, config.optim)
     schedule = make_schedule(encoded, config)
     total = len(schedule)

@@ -33,6 +33,7 @@ from ppomax.models import loading
 from ppomax.models.logprobs import CHUNK_ELEMENTS, hidden_states, takes_rows_in_one, token_logprobs, unembed
 from ppomax.models.passes import even_passes, whole_pass
 from ppomax.models.precision import precision
+from ppomax.options_check import warnings_for
 from ppomax.train.card import model_card
 from ppomax.train.checkpoint import placed, restore_rng, rng_state, seed_everything
 from ppomax.train.made import record_start
@@ -319,6 +320,7 @@ def train_sft(
     record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
+    ranks.say(*(f"warning: {w}" for w in warnings_for(config)))
     optimizer = make_optimizer(model, config.optim)
     pad_id = tokenizer.pad_token_id
     rows = make_rows(examples, config)

@@ -82,7 +82,8 @@ def _planned(model: str, **changes: object) -> PPOConfig:
 
 
 def test_a_plan_keeps_to_the_context() -> None:
-    assert [shape_of(n).context for n in ("llama-7b", "llama-3-8b", "qwen3-8b", "qwen2.5-7b")] == [2048, 8192, 40960, 32768]
+    known = {"llama-7b": 2048, "llama-3-8b": 8192, "qwen3-8b": 40960, "qwen2.5-7b": 32768}
+    assert {name: shape_of(name).context for name in known} == known
     just = {"max_prompt_length": 2048 - 128, "sampling": {"max_new_tokens": 128}}
     assert work_of(_planned("llama-7b", **just)).prompt == 1920
     with pytest.raises(UserError, match=r"^model: prompts of 1921 and .* of llama-7b, 2048 tokens; lower max_prompt"):

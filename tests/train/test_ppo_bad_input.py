@@ -206,6 +206,20 @@ def test_inert_options_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "warning: kl.target does nothing: kl.controller is fixed" in capsys.readouterr().err
 
 
+def test_contradictions_are_refused_from_python_too(tmp_path: Path) -> None:
+    for changes, said in (
+        (
+            {"reward_shaping": {"scale": True, "normalise": True}},
+            "reward_shaping.scale and reward_shaping.normalise are",
+        ),
+        ({"kl": {"controller": "adaptive", "horizon": 1}}, "kl.horizon 1: "),
+        ({"ptx": {"coef": 1.0}}, "ptx.coef is 1 but there is no ptx.data"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(tmp_path / "run", changes)
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_model_with_its_own_pad_starts_the_critic(tmp_path: Path) -> None:
     """Its vocabulary is larger by one token, which no answer contains."""
     tokenizer = make_tokenizer()

@@ -63,6 +63,29 @@ def test_plateau_ends_pretraining(tmp_path: Path) -> None:
     assert [m["phase"] for m in result.metrics] == ["critic"] * 10 + ["policy"]
 
 
+def test_schedules_end_where_the_run_does_after_a_plateau(tmp_path: Path) -> None:
+    falling = {"lr": 1e-9, "schedule": "linear", "min_lr_ratio": 0.1}
+    early = {"pretrain_iterations": 40, "pretrain_plateau": 0.5}
+    common = {"iterations": 4, "reward_shaping": {"normalise": False}, "critic_optim": falling, "policy_optim": falling}
+    rates = []
+    for name, critic in (("early", early), ("planned", {"pretrain_iterations": 10})):
+        result = run(
+            tmp_path / name, {**common, "critic": critic}, reward=lambda prompts, responses: [0.0] * len(responses)
+        )
+        rates.append([(m["lr/critic"] / 1e-9, m.get("lr/policy", 0.0) / 1e-9) for m in result.metrics])
+    assert len(rates[0]) == len(rates[1]) == 10 + 4
+    assert rates[0][9][0] > 0.75 and rates[1][9][0] < 0.45, "planned for 44 iterations until the plateau"
+    assert rates[0][10:] == rates[1][10:] and rates[0][-1] == pytest.approx((0.1, 0.1))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5])
+@pytest.mark.parametrize(("first", "end"), [(0, 0), (0, 1), (0, 3), (0, 9), (2, 3), (3, 9), (7, 9)])
+def test_planned_updates_are_those_of_a_loop(kept: int, first: int, end: int) -> None:
+    config = make_config("unused", buffer_iterations=kept, rollout_batch=10, minibatch=4, ppo_epochs=3)
+    held = [min(i + 1, kept) * 10 for i in range(first, end)]
+    assert ppo.planned_updates(config, first, end) == sum(3 * len(range(0, samples, 4)) for samples in held)
+
+
 @pytest.mark.parametrize(
     ("losses", "done"),
     [([1.0] * 9, False), ([1.0] * 10, True), ([2.0] * 5 + [1.0] * 5, False), ([1.0] * 5 + [0.95] * 5, True),

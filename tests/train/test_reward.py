@@ -438,7 +438,7 @@ def test_mistakes_are_told_in_one_line(
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "min_pairs: 9 is above max_pairs 8" in complaint(min_pairs=9, max_pairs=8)
+    assert "min_pairs 9 is above max_pairs 8" in complaint(min_pairs=9, max_pairs=8)
     assert "expected PreferencePair, found Text" in complaint(given=[Text("hello")])
     assert "no training pair is left" in complaint(max_length=8)
     assert "context of 256" in complaint(max_length=300)

@@ -308,9 +308,12 @@ def test_plain_text_makes_a_base_model(tmp_path: Path, make_lm: Callable[..., An
     assert result.metrics == {}  # nothing was held out
 
 
-def test_plain_template_is_saved(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
-    config = sft_config(tmp_path / "run", chat_template="human_assistant_zh", epochs=0.5)
+def test_plain_template_is_saved(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = sft_config(tmp_path / "run", chat_template="human_assistant_zh", epochs=0.5, tracker_project="unread")
     train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
+    assert "warning: tracker_project does nothing: trackers holds neither" in capsys.readouterr().err
     saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
     assert "助手：" in saved.apply_chat_template(
         [{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True
