@@ -20,12 +20,14 @@ from typing import Any
 
 from ppomax.errors import UserError
 from ppomax.watch.detectors import KL_ADVICE, LEVELS, Level, at_start, look
-from ppomax.watch.history import History
+from ppomax.watch.history import History, of_policy
 
 MEMORY = 10
 """iterations for which a sign counts after it was last seen"""
 
 
+OF_TRAINING = ("reward/", "kl/", "policy/", "value/", "advantage/", "loss/", "grad_norm/")
+"""numbers that every iteration has: a null among them is a NaN; elsewhere it may be what was not measured"""
 STANDING = (("kl/ref", "KL to the reference at", " nats a token"), ("reward/mean", "reward at", ""))
 """(metric, words before, unit): where the run stands, told when several signs meet"""
 
@@ -68,18 +70,19 @@ class CollapseWatch:
         """Alarms of this iteration; ``metrics`` has at least ``iteration``, and whatever else is known."""
         iteration = int(metrics["iteration"])
         self.history.add(metrics)
-        for name in [n for n, s in self.seen.items() if iteration - s["last"] > MEMORY]:
+        for name in [n for n, s in self.seen.items() if self.history.since(s["last"]) > MEMORY]:
             del self.seen[name]
         alarms = self._not_finite(metrics, iteration)
-        if metrics.get("phase", "policy") != "policy":
+        if not of_policy(metrics):
             return alarms
+        before = self.history.iteration(1) if len(self.history.rows) > 1 else iteration - 1
         for detector, sign in look(self.history):
             state = self.seen.setdefault(
                 detector.name,
-                {"since": self.history.iteration(sign.ago), "last": iteration - 1, "count": 0, "told": -1, "kind": ""},
+                {"since": self.history.iteration(sign.ago), "last": before, "count": 0, "told": -1, "kind": ""},
             )
             # a single miss starts the count anew, not the episode
-            state["count"] = state["count"] + 1 if state["last"] == iteration - 1 else 1
+            state["count"] = state["count"] + 1 if state["last"] == before else 1
             state["last"] = iteration
             level = LEVELS.index(sign.level)
             if state["count"] < detector.patience:
@@ -96,7 +99,8 @@ class CollapseWatch:
         bad = [
             name
             for name, value in metrics.items()
-            if "/" in name and (value is None or (isinstance(value, float) and not math.isfinite(value)))
+            if "/" in name
+            and (value is None and name.startswith(OF_TRAINING) or isinstance(value, float) and not math.isfinite(value))
         ]
         if not bad:
             return []
@@ -183,16 +187,16 @@ def scan(path: str | Path) -> list[Alarm]:
         raise UserError(f"{file}: no such file; name a run directory or its metrics.jsonl")
     rolled_back = _rollbacks(file.with_name("alarms.jsonl"))
     watch, alarms = CollapseWatch(), []
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")  # a kill may cut a letter
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").split("\n")  # a kill may cut a letter
     for i, text in enumerate(lines, 1):
-        if not text:
+        if not text.strip():
             continue
         try:
             line = json.loads(text)
             alarms += watch.step(line)
             step = rolled_back.get(line["iteration"])
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            if i == len(lines):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            if i == len(lines) and isinstance(error, json.JSONDecodeError):
                 break
             raise UserError(f"{file}:{i}: not a line of metrics with an `iteration`") from None
         if step is not None:

@@ -25,8 +25,16 @@ KEPT = 60
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None for what is missing, null, NaN or infinite."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """A finite number, or None for what is missing, null, NaN, infinite or too large for one."""
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def of_policy(metrics: Mapping[str, Any]) -> bool:
+    """Whether the policy was trained: in every phase but the critic's pre-training, whatever a stream calls it."""
+    return metrics.get("phase") != "critic"
 
 
 class History:
@@ -43,13 +51,14 @@ class History:
         row["iteration"] = float(metrics["iteration"])
         if len(self.first) < BASELINE:
             self.first.append(row)
-        if metrics.get("phase", "policy") == "policy":
+        if of_policy(metrics):
             self.policy_iterations += 1
             row["policy_iteration"] = float(self.policy_iterations)
             self.rows = [*self.rows, row][-KEPT:]
 
     def forget_after(self, iteration: int) -> None:
         """Back to the state before ``iteration``: what came since belongs to weights that were given up."""
+        self.first = [row for row in self.first if row["iteration"] < iteration]
         oldest = self.rows[0] if self.rows else None
         self.rows = [row for row in self.rows if row["iteration"] < iteration]
         if self.rows:
@@ -77,6 +86,10 @@ class History:
         values = self.series(name)
         end = len(values) - ago
         return median(values[max(0, end - SMOOTH) : end]) if end >= SMOOTH else None
+
+    def since(self, iteration: float) -> int:
+        """Iterations of the policy that are remembered from after ``iteration``; a stream may leave numbers out."""
+        return sum(row["iteration"] > iteration for row in self.rows)
 
     def iteration(self, ago: int = 0) -> int:
         """Number of the iteration ``ago`` back, or the oldest one that is remembered."""

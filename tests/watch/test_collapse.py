@@ -331,6 +331,29 @@ def test_not_finite(value: float | None) -> None:
     assert found[0].message.startswith(wanted)
 
 
+def test_null_is_a_nan_only_where_there_always_is_a_number() -> None:
+    rows = healthy(0, 20)
+    rows[7]["eval/loss"] = None
+    assert alarms_of(rows) == [], "not measured that time"
+    rows[8]["eval/loss"] = math.nan
+    assert [a.detector for a in alarms_of(rows)] == ["not_finite"]
+
+
+@pytest.mark.parametrize("stride", [2, 3, 10])
+@pytest.mark.parametrize("fault", ["accelerating", "loops", "capped"])
+def test_a_stream_may_leave_iterations_out(stride: int, fault: str) -> None:
+    rows = with_fault(FAULTS[fault][1])
+    thin = [{**row, "iteration": stride * row["iteration"]} for row in rows]
+    found = [(a.iteration // stride, a.since // stride, a.detector, a.level) for a in alarms_of(thin)]
+    assert found == [(a.iteration, a.since, a.detector, a.level) for a in alarms_of(rows)] != []
+
+
+@pytest.mark.parametrize("phase", [None, "train", "Policy"])
+def test_a_phase_by_another_name_is_the_policys(phase: str | None) -> None:
+    rows = with_fault(FAULTS["loops"][1])
+    assert alarms_of([{**row, "phase": phase} for row in rows]) == alarms_of(rows) != []
+
+
 def test_streams_with_little_in_them() -> None:
     assert alarms_of([{"iteration": i} for i in range(50)]) == []
     flat = healthy(0)
@@ -389,6 +412,18 @@ def test_iterations_are_counted_right_after_a_rollback_further_than_is_remembere
         assert not [a for a in told if a.detector == "kl_acceleration"]
 
 
+def test_after_an_early_rollback_the_baseline_is_of_the_weights_that_stayed() -> None:
+    rows = healthy(4, 120)
+    bad = [{**row, "kl/ref": 9.0, "policy/perplexity": 900.0, "response/length": 1.0} for row in rows[:4]]
+    watch = CollapseWatch()
+    told = [a for row in bad for a in watch.step(row)]
+    watch.forget_after(0)
+    told += [a for row in rows[4:] for a in watch.step(row)]
+    assert watch.history.first[0]["iteration"] == 4 and told == []
+    watch.forget_after(7)  # its numbers 4 to 6 stay
+    assert [row["iteration"] for row in watch.history.first] == [4, 5, 6]
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_rounding_of_a_ratio_of_one_is_no_spike(both: bool) -> None:
     """One update an iteration: ratios are 1 but for rounding, medians 0. No division by 0, and nothing to tell."""
@@ -415,6 +450,14 @@ def test_scan_reads_a_run(tmp_path: Path) -> None:
     assert scan(file) == alarms_of(rows), "or half a letter"
     file.write_text(kept.rstrip("\n"), encoding="utf-8")
     assert scan(file) == alarms_of(rows)
+    file.write_text(f"\n{kept}  \n", encoding="utf-8-sig")
+    assert scan(file) == alarms_of(rows), "a byte order mark and blank lines say nothing"
+    file.write_text(kept.replace("}", f', "n": {10**400}}}', 1), encoding="utf-8")
+    assert scan(file) == alarms_of(rows)
+    for whole in (json.dumps(rows), "[" * 100_000):  # neither is a line that a kill has cut
+        file.write_text(whole, encoding="utf-8")
+        with pytest.raises(UserError, match=r"metrics.jsonl:1: not a line"):
+            scan(file)
     file.write_text('{"iteration": 1}\n{"iter\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"metrics.jsonl:2: not a line of metrics"):
         scan(file)
