@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -93,22 +92,34 @@ class LocalHandler(BaseHTTPRequestHandler):
     timeout = 60  # seconds of silence before a connection is closed
     policy: str
 
+    def parse_request(self) -> bool:
+        """As http.server's; an address that is none is refused here, so that no handler meets it."""
+        if not super().parse_request():
+            return False
+        try:
+            urlsplit(self.path)
+            return True
+        except ValueError:
+            self.close_connection = True
+            self.send(400, b"This is no address.", "text/plain; charset=utf-8")
+            return False
+
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: addresses hold tokens."""
 
     def from_own_page(self) -> bool:
         """Whether the browser says that the request comes from this server's own page."""
         origin = self.headers.get("Origin")
-        return self.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin" and (
-            origin is None or urlsplit(origin).netloc == self.headers["Host"]
-        )
+        try:
+            same = origin is None or urlsplit(origin).netloc == self.headers["Host"]
+        except ValueError:
+            return False
+        return same and self.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
 
     def cookies(self) -> dict[str, str]:
-        """Name -> value; none where the header is malformed."""
-        try:
-            return {name: morsel.value for name, morsel in SimpleCookie(self.headers.get("Cookie", "")).items()}
-        except CookieError:
-            return {}
+        """Name -> value. A browser sends those of every server on this machine, and theirs may be of any form."""
+        pairs = [part.strip().partition("=") for part in self.headers.get("Cookie", "").split(";")]
+        return {name: value for name, equals, value in reversed(pairs) if equals}  # of one name the first counts
 
     def redirect(self, where: str, cookie: str | None = None) -> None:
         """To an address of this server, with ``NAME=VALUE`` to be kept."""

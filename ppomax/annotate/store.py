@@ -302,7 +302,7 @@ class Store:
         needed, people = db.execute(
             "SELECT (SELECT SUM(needed) FROM items WHERE kind = 'duel'), (SELECT COUNT(*) FROM annotators)"
         ).fetchone()
-        stretch = math.ceil(needed / people) / len(tests)
+        stretch = math.ceil((needed or 0) / people) / len(tests)  # there may be no duels, only tests
         if kinds.get("duel", 0) < math.floor((seen + unit_hash(f"test\x00{name}\x00{seen}", seed)) * stretch):
             return None
         tests.sort(key=lambda item: unit_hash(f"tests\x00{name}\x00{item}", seed))

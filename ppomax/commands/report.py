@@ -50,9 +50,10 @@ def main(verb: str, words: list[str]) -> int:
         if "figures" in options:
             folder = Path(options["figures"]).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
+            taken: set[str] = set()
             with ProgressLine("files of figures", len(made.figures)) as bar:
                 for figure in made.figures:
-                    files += figure.save(folder)
+                    files += figure.save(folder, taken)
                     bar.step()
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None

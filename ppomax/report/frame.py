@@ -173,12 +173,16 @@ class Figures:
     caption: str = ""
     whole: Draw | None = field(default=None)
 
-    def save(self, folder: Path) -> list[Path]:
-        """PNG and SVG files: one of the whole, or one a picture."""
+    def save(self, folder: Path, taken: set[str]) -> list[Path]:
+        """PNG and SVG files: one of the whole, or one a picture. Names that are ``taken`` get a number, and join them."""
         drawn = [(self.name, self.whole)] if self.whole else [(p.name, p.draw) for p in self.pictures]
         files = []
         for name, draw in drawn:
-            stem = re.sub(r"[^\w.-]+", "_", name)
+            plain = stem = re.sub(r"[^\w.-]+", "_", name)
+            again = 2
+            while stem.casefold() in taken:  # runs may be called `a b` and `a+b`
+                stem, again = f"{plain}_{again}", again + 1
+            taken.add(stem.casefold())
             both = [folder / f"{stem}.{suffix}" for suffix in ("png", "svg")]
             with _fonts():
                 draw(both)

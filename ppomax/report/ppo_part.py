@@ -235,14 +235,16 @@ def _judged(runs: Runs) -> Figures | None:
     proxies = {
         name if len(judged) > 1 else "": run.evaluations
         for name, run in judged.items()
-        if any("eval/proxy_win_rate" in row for row in run.evaluations)
+        if any(row.get("eval/proxy_win_rate") is not None for row in run.evaluations)
     }
     if proxies:
         captions.append(PROXY)
         ends += "; by the training reward itself: " + "; ".join(
             f"{f'{name}: ' if name else ''}{100 * rows[0]['eval/proxy_win_rate']:.0f}% to "
             f"{100 * rows[-1]['eval/proxy_win_rate']:.0f}%"
-            for name, rows in ((n, [r for r in rows if "eval/proxy_win_rate" in r]) for n, rows in proxies.items())
+            for name, rows in (
+                (n, [r for r in rows if r.get("eval/proxy_win_rate") is not None]) for n, rows in proxies.items()
+            )
         )
     draw = partial(live_win_rate, curves, judge=judge, proxies=proxies)
     picture = Picture("win_rate", f"win rate over policy updates. {ends}", draw)
@@ -357,6 +359,8 @@ def _tokens(row: Mapping[str, Any]) -> list[tuple[str, float]]:
     """(text, KL in nats) of an answer's tokens, 0 where it is not known. A pile of marks over several tokens cannot be cut
     within one of them: such an answer has none."""
     pieces = row.get("pieces") or ()
+    if not all(isinstance(piece, str) for piece in pieces):
+        return []
     if without_piles(text := "".join(pieces)) != text:
         return []
     kls = (kl if isinstance(kl, int | float) and math.isfinite(kl) else 0.0 for kl in row.get("token_kl") or ())

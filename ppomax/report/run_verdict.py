@@ -63,7 +63,10 @@ def two_sentences(run: Stage) -> list[str]:
     """What came out, and what turned; one sentence where the policy has not been trained yet."""
     reward = Course.of(run, "reward/mean")
     if reward is None:
-        return [f"No iteration of the policy is finished yet ({len(run.metrics)} of critic pre-training)."]
+        of_critic = sum(row.get("phase") == "critic" for row in run.metrics)
+        if of_critic < len(run.metrics):
+            return [f"No iteration of the policy has a reward ({len(run.metrics) - of_critic} are on record)."]
+        return [f"No iteration of the policy is finished yet ({of_critic} of critic pre-training)."]
     return [_better(run, reward), _turned(run)]
 
 

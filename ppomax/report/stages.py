@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,39 @@ class Pipeline:
     missing: list[str]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+LARGEST = 1e100
+"""a number beyond it is left out: no figure could show it"""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < LARGEST
+
+
+def _is_update(row: Mapping[str, Any]) -> bool:
+    return _is_count(row.get("update"))
+
+
+def _is_sample(row: Mapping[str, Any]) -> bool:
+    turns = row.get("prompt")
+    return (
+        _is_update(row) and _is_count(row.get("iteration")) and isinstance(row.get("response"), str)
+        and isinstance(turns, list)
+        and all(isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns)
+    )  # fmt: skip
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    needed = ("iteration", "update", "eval/win_rate", "eval/win_rate_se", "eval/prompts")
+    return all(isinstance(row.get(name), int | float) and math.isfinite(row[name]) for name in needed)
+
+
+def _is_alarm(row: Mapping[str, Any]) -> bool:
+    return _is_count(row.get("iteration")) and isinstance(row.get("level"), str)
+
+
+def read_lines(path: Path, is_record: Callable[[Mapping[str, Any]], bool] = bool) -> list[dict[str, Any]]:
     """JSON lines of a file; none where it is absent. A last line without its end is still being written, and left out;
-    other lines that are no JSON objects are left out and told of."""
+    other lines that are no records are left out and told of."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -62,19 +93,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     bad: list[int] = []
     for number, line in enumerate(lines, 1):
         row = None
-        with contextlib.suppress(ValueError):
-            row = json.loads(line) if line else {}
-        if isinstance(row, dict):
-            rows += [row] if line else []
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line) if line.strip() else {}
+        if isinstance(row, dict) and not line.strip():
+            continue
+        if isinstance(row, dict) and is_record(row := {name: _shown(name, value) for name, value in row.items()}):
+            rows.append(row)
         elif number < len(lines):
             bad.append(number)
     if bad:
-        print(f"warning: {path}:{bad[0]}: no JSON object; {len(bad)} such lines are left out", file=sys.stderr)
+        print(f"warning: {path}:{bad[0]}: no record; {len(bad)} such lines are left out", file=sys.stderr)
     return rows
 
 
+def _shown(name: str, value: Any) -> Any:
+    """A metric that is no number, or too large a one, is as good as missing."""
+    no_number = isinstance(value, str) and "/" in name
+    return None if no_number or (isinstance(value, int | float) and not -LARGEST <= value <= LARGEST) else value
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    """Of a file that may be absent. UserError where it holds no mapping."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON object ({error}); the stage that writes it must be run again") from None
 
 
 def read_stage(root: Path, name: str) -> Stage | None:
@@ -85,16 +130,20 @@ def read_stage(root: Path, name: str) -> Stage | None:
 
 def read_directory(path: Path, name: str) -> Stage:
     """What a stage left in ``path``, which holds a config.yaml."""
-    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{path / 'config.yaml'}: cannot be read as settings: {told}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.yaml'}: holds no settings")
     return Stage(
         name, path,
         config=config,
-        metrics=read_lines(path / "metrics.jsonl"),
-        samples=read_lines(path / "samples.jsonl"),
-        evaluations=read_lines(path / "evaluations.jsonl"),
-        alarms=read_lines(path / "alarms.jsonl"),
+        metrics=read_lines(path / "metrics.jsonl", _is_update),
+        samples=read_lines(path / "samples.jsonl", _is_sample),
+        evaluations=read_lines(path / "evaluations.jsonl", _is_evaluation),
+        alarms=read_lines(path / "alarms.jsonl", _is_alarm),
         evaluation=read_json(path / "evaluation.json"),
         result=read_json(path / "result.json"),
     )  # fmt: skip

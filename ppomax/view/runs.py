@@ -72,10 +72,20 @@ class Run:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """All runs below ``root``, or ``root`` itself, by name. What cannot be read is passed over."""
+    """All runs below ``root``, or ``root`` itself, by name, links followed. What cannot be read is passed over."""
     found: list[Run] = []
-    for folder, inside, files in os.walk(root):
+    walked: set[tuple[int, int]] = set()
+    for folder, inside, files in os.walk(root, followlinks=True):
         path = Path(folder)
+        try:
+            place = path.stat()
+        except OSError:
+            inside.clear()
+            continue
+        if (place.st_dev, place.st_ino) in walked:  # links may go round in circles
+            inside.clear()
+            continue
+        walked.add((place.st_dev, place.st_ino))
         if "config.yaml" in files and (run := read_run(root, path)) is not None:
             found.append(run)
             inside.clear()

@@ -100,7 +100,10 @@ class CollapseWatch:
             name
             for name, value in metrics.items()
             if "/" in name
-            and (value is None and name.startswith(OF_TRAINING) or isinstance(value, float) and not math.isfinite(value))
+            and (
+                (value is None and name.startswith(OF_TRAINING))
+                or (isinstance(value, float) and not math.isfinite(value))
+            )
         ]
         if not bad:
             return []

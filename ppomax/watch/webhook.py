@@ -41,6 +41,16 @@ def address(url: str) -> str:
     return found
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """urllib would follow with a GET that carries nothing, and call what answers it a success."""
+
+    def redirect_request(self, *args: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
 class Webhook:
     """``post`` returns at once and never fails; ``close`` waits a little for what is still on its way."""
 
@@ -93,12 +103,14 @@ class Webhook:
             asked = 0.0
             try:
                 request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"}, method="POST")
-                with urllib.request.urlopen(request, timeout=self.timeout):
+                with _OPENER.open(request, timeout=self.timeout):
                     return None
             except (OSError, HTTPException, ValueError) as problem:  # HTTPError and TimeoutError are OSErrors
                 error = f"{type(problem).__name__}: {getattr(problem, 'code', None) or getattr(problem, 'reason', '')}"
                 if isinstance(problem, HTTPError):
-                    if 400 <= problem.code < 500 and problem.code != 429:
+                    if problem.code < 400:
+                        return f"{error}: redirected, give the address that it leads to"
+                    if problem.code < 500 and problem.code != 429:
                         break  # refused, and so it would be again
                     asked = retry_after({name.lower(): value for name, value in problem.headers.items()}) or 0.0
             if attempt == self.retries or asked > LONGEST_PAUSE:

@@ -266,7 +266,7 @@ def test_a_run_that_is_still_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "3 iterations, 12 policy updates" in ppo_page(run) and "Not finished: " in ppo_page(run)
     (run / "metrics.jsonl").write_text('{"iteration": 4, "pha\n' + whole)
     assert "12 policy updates" in ppo_page(run)
-    assert f"{run / 'metrics.jsonl'}:1: no JSON object; 1 such lines" in capsys.readouterr().err
+    assert f"{run / 'metrics.jsonl'}:1: no record; 1 such lines" in capsys.readouterr().err
 
 
 def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:

@@ -282,7 +282,9 @@ def test_course_and_paired_change_by_hand(tmp_path: Path) -> None:
     write(folder / "metrics.jsonl", metrics)
     scores = {0: [1.0, 2.0, 3.0], 8: [2.0, 4.0, 6.0]}
     rows = [
-        {"update": u, "prompt": [f"q{j}"], "score": s} for u, values in scores.items() for j, s in enumerate(values)
+        {"iteration": u, "update": u, "prompt": [{"role": "user", "content": f"q{j}"}], "response": "", "score": s}
+        for u, values in scores.items()
+        for j, s in enumerate(values)
     ]
     write(folder / "samples.jsonl", rows)
     run = read_stage(tmp_path, "run")
@@ -298,7 +300,7 @@ def test_lines_that_are_no_records_are_left_out_and_told(tmp_path: Path, capsys:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"iteration": 0}\n{"iteration": 1\n[1]\n\n{"iteration": 2}\n{"itera')
     assert [row["iteration"] for row in read_lines(file)] == [0, 2]
-    assert capsys.readouterr().err == f"warning: {file}:2: no JSON object; 2 such lines are left out\n"
+    assert capsys.readouterr().err == f"warning: {file}:2: no record; 2 such lines are left out\n"
     file.write_text('{"iteration": 0}\n{"itera')  # still being written
     assert len(read_lines(file)) == 1 and not capsys.readouterr().err
     file.write_text('{"iteration": 0}\n{"iteration": 1}')

@@ -60,6 +60,22 @@ def test_runs_below_a_folder(tmp_path: Path) -> None:
     assert find_runs(tmp_path / "nowhere") == []
 
 
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "disk" / "one")
+    make_run(tmp_path / "disk" / "more" / "two")
+    shown = tmp_path / "shown"
+    (shown / "own").mkdir(parents=True)
+    for name, where in (
+        ("a", "disk/one"),
+        ("b", "disk/more"),
+        ("c", "disk/more/two"),
+        ("own/up", "shown"),
+        ("dead", "no"),
+    ):
+        (shown / name).symlink_to(tmp_path / where)
+    assert [run.name for run in find_runs(shown)] == ["a", "b/two"]
+
+
 def test_numbers_of_the_list_are_the_newest(tmp_path: Path) -> None:
     run = make_run(tmp_path / "ppo")
     write(run / "metrics.jsonl", [line(0), line(1, **{"reward/mean": None})])

@@ -46,6 +46,33 @@ def test_nothing_without_the_token(tmp_path: Path) -> None:
         assert other.token != server.token and other.server_address[0] == "127.0.0.1"
 
 
+OTHERS = ['o={"a":"b c"}', "o[x]=1", "o=\xe4", "o=a b c", "flag", "path=1", 'o="unclosed', "=", ""]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_cookies_of_other_servers_lock_nobody_out(tmp_path: Path, other: str) -> None:
+    make_run(tmp_path / "run")
+    with serving(tmp_path) as (_, client):
+        own = client.enter().cookie
+        for client.cookie in (f"{other}; {own}", f"{own}; {other}"):
+            assert client.ask("/api/runs")[0] == 200
+        client.cookie = other
+        assert client.ask("/api/runs")[0] == 403
+
+
+def test_what_is_no_address_is_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run")
+    with serving(tmp_path) as (server, client):
+        key = key_of(client.enter())
+        with socket.create_connection(
+            ("127.0.0.1", server.port), timeout=60
+        ) as raw:  # http.client refuses to ask for it
+            raw.sendall(b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert raw.recv(1000).startswith(b"HTTP/1.1 400 ")
+        assert client.post(f"/api/run/{key}/stop", Origin="http://[") == 403
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_foreign_names_are_refused(tmp_path: Path) -> None:
     """A web site that points its own name at 127.0.0.1 (DNS rebinding) gets nothing, not even with the cookie."""
     make_run(tmp_path / "run")

@@ -19,11 +19,11 @@ from ppomax.watch.webhook import LONGEST_PAUSE, WAITING, Webhook, address
 @contextmanager
 def server(
     *, failures: int = 0, status: int = 500, wait: str | None = None, free: threading.Event | None = None,
-    asked: list[float] | None = None,
+    asked: list[float] | None = None, location: str | None = None,
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:  # fmt: skip
     """(address, what was taken): answers ``status`` so many times first, and nothing before it is ``free``.
 
-    ``wait`` is its Retry-After; the times of all requests go to ``asked``.
+    ``wait`` is its Retry-After, ``location`` where it points; the times of all requests go to ``asked``.
     """
     taken: list[dict[str, Any]] = []
     left = [failures]
@@ -41,9 +41,16 @@ def server(
                 self.send_response(status)
                 if wait is not None:
                     self.send_header("Retry-After", wait)
+                if location is not None:
+                    self.send_header("Location", location)
                 self.end_headers()
                 return
             taken.append(json.loads(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self) -> None:  # what a redirect may lead to
+            taken.append({"method": "GET"})
             self.send_response(200)
             self.end_headers()
 
@@ -90,6 +97,17 @@ def test_refused_is_not_asked_again(status: int, capsys: pytest.CaptureFixture[s
         hook.close()
     assert len(asked) == 2 and taken == [{"text": "b"}] and (hook.sent, hook.lost) == (1, 1)
     assert f"an alarm could not be sent (HTTPError: {status})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[float] = []
+    with server(failures=1, status=status, location="/landed", asked=asked) as (url, taken):
+        hook = Webhook(url, pause=0.01)
+        hook.post("a")
+        hook.close()
+    assert len(asked) == 1 and taken == [] and (hook.sent, hook.lost) == (0, 1)
+    assert f"(HTTPError: {status}: redirected, give the address that it leads to)" in capsys.readouterr().err
 
 
 def test_an_address_that_asks_for_a_pause_gets_it() -> None:
