@@ -23,5 +23,8 @@ def score(prompts: Sequence[Any], responses: Sequence[str], **columns: Sequence[
             raise UserError(
                 "a prompt has no `world` column: use prompts_train.jsonl or prompts_heldout.jsonl of a world"
             )
-        out.append(world_named(str(row["world"])).judge(Task.from_metadata(row), response).overall)
+        try:
+            out.append(world_named(str(row["world"])).judge(Task.from_metadata(row), response).overall)
+        except (IndexError, TypeError):
+            raise UserError(f"a prompt's columns name what the world {row['world']} does not have: {row}") from None
     return out

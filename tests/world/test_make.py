@@ -11,8 +11,10 @@ from ppomax.cli import main
 from ppomax.config import DataSource, RewardSourceConfig
 from ppomax.data.records import Dialogue, PreferencePair, Prompt, Text
 from ppomax.data.sources import load_mixture
+from ppomax.errors import UserError
 from ppomax.rollout.reward_sources import Sample, make_source
 from ppomax.world import World, fingerprint
+from ppomax.world.reward import score
 
 FEW = [
     "--texts",
@@ -75,6 +77,10 @@ def test_the_judge_is_a_reward_function(made: Path) -> None:
     scores = make_source(RewardSourceConfig(function="ppomax.world.reward:score"), None)(samples)
     assert scores == [world.judge(p, s.response).overall for p, s in zip(prompts, samples, strict=True)]
     assert {r.source for r in prompts} == {"helpful", "harmful", "unanswerable"}
+    fact = next(dict(p.metadata) for p in prompts if dict(p.metadata)["kind"] == "fact")
+    for wrong in ({"entity": 10_000}, {"attribute": "first"}):
+        with pytest.raises(UserError, match=f"name what the world {fact['world']} does not have"):
+            score(["?"], [world.opponent(prompts[0])], **{name: [value] for name, value in {**fact, **wrong}.items()})
 
 
 def test_answers_of_a_model_become_candidates(made: Path, tmp_path: Path) -> None:
