@@ -41,7 +41,7 @@ class DataSource(Section):
     layout: Layout = "auto"
     """record layout; `auto` recognises it and says what it found"""
     weight: float = Field(1.0, gt=0)
-    """how often each record occurs in an epoch: 2 = twice, 0.5 = a fixed half of them"""
+    """how often each record occurs in an epoch: 2 = twice, 0.5 = a fixed half of them; once at most where it is evaluated"""
     split: str | None = None
     """`train`, `test`, ... (hub split, `split` field, file name), or a share of the prompts by hash such as `0%:50%`"""
     limit: int | None = Field(None, ge=1)

@@ -26,11 +26,11 @@ class SamplingConfig(Section):
     """nucleus: the smallest set of tokens with at least this probability"""
     top_k: int = Field(0, ge=0)
     """only the k likeliest tokens; 0 = off"""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=0.01)
     """logits of tokens seen before are divided (positive) or multiplied (negative) by this; 1 = off"""
     repetition_scope: Literal["generated", "all"] = "generated"
     """tokens that count as seen: generated ones (released code), or the prompt's as well"""
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     """strings that end a response, besides the end-of-sequence token; rewards see them, as the policy wrote them"""
     samples_per_prompt: int = Field(1, ge=1)
     """responses drawn for each prompt"""

@@ -7,6 +7,7 @@ complaint can name it. ``options.py`` puts the layers together.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,6 +149,13 @@ def _is_null(text: str) -> bool:
     return text.strip() in ("null", "Null", "NULL", "~", "")
 
 
+def _is_quoted(text: str) -> bool:
+    """One quoted YAML scalar: whoever writes '"\\n"' means a line break."""
+    word = text.strip()
+    pattern = r'"(?:[^"\\]|\\.)*"|\'(?:[^\']|\'\')*\''
+    return re.fullmatch(pattern, word, re.DOTALL) is not None
+
+
 def _takes_many(annotation: Any) -> bool:
     """Whether ``--data a b`` means the list [a, b]."""
     return typing.get_origin(annotation) is list
@@ -157,7 +165,8 @@ def _several(words: Sequence[str], name: str) -> Tree:
     """Words as a list of texts and, where they open a brace, mappings."""
     out = Tree(value=[])
     for i, word in enumerate(words):
-        one = yaml_tree.parse(word, f"--{name}") if word.lstrip().startswith("{") else Tree(word, {(): 1}, {(): word})
+        is_yaml = word.lstrip().startswith("{") or _is_quoted(word)
+        one = yaml_tree.parse(word, f"--{name}") if is_yaml else Tree(word, {(): 1}, {(): word})
         out.value.append(one.value)
         out.lines.update({(i, *below): line for below, line in one.lines.items()})
         out.texts.update({(i, *below): written for below, written in one.texts.items()})
@@ -166,7 +175,7 @@ def _several(words: Sequence[str], name: str) -> Tree:
 
 def _is_plain_text(annotation: Any, text: str) -> bool:
     """A text field on the command line takes its word as it is, whatever YAML would make of it (`a: b`, `[x`, `*`)."""
-    if not _accepts(annotation, str) or _is_null(text):
+    if not _accepts(annotation, str) or _is_null(text) or _is_quoted(text):
         return False
     lists_too = any(typing.get_origin(part) is list for part in typing.get_args(annotation))
     return not (lists_too and text.lstrip().startswith("["))

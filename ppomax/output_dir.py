@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ppomax.config import Section
 from ppomax.errors import UserError
 from ppomax.options import differences
-from ppomax.regular_file import require_place
+from ppomax.regular_file import expand_path, require_place
 
 S = TypeVar("S", bound=Section)
 
@@ -26,7 +26,7 @@ def claim(
     ``what``: what such a folder holds, with its article. UserError for a file, for a folder that holds something else,
     for work that is not to be resumed, or was begun with other settings than ``may_change``.
     """
-    path = Path(output_dir).expanduser()
+    path = Path(expand_path(output_dir))
     saved = path / "config.yaml"
     if path.exists() and not path.is_dir():
         raise UserError(f"output_dir: {path} is a file")

@@ -34,6 +34,7 @@ from ppomax.config import Section
 from ppomax.errors import UserError
 from ppomax.layers import COMMAND_LINE, Layer, did_you_mean, words_to_layers
 from ppomax.options import build, differences, load_yaml
+from ppomax.regular_file import expand_path
 from ppomax.yaml_tree import Tree
 
 
@@ -146,6 +147,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
     root = root or top.get("output_dir")
     if not isinstance(root, str):
         raise UserError(f"{path}: `output_dir` is missing: the folder in which every stage gets its own")
+    root = expand_path(root)
     shared = top.get("defaults") or {}
     if not isinstance(shared, dict):
         raise UserError(f"{path}:{tree.lines[('defaults',)]}: `defaults` must be a mapping of fields to values")
@@ -159,7 +161,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
         fields |= set(cls.model_fields)
         directory = Path(root) / name
         defaults = Layer(path, _below(tree, ("defaults",), keep=set(cls.model_fields)))
-        used_defaults |= set(defaults.tree.value)
+        used_defaults |= {key.replace("-", "_") for key in defaults.tree.value}
         own = Layer(path, _below(tree, ("stages", i), drop={"name", "kind"}))
         where = directory / kind.product if kind.place == "out" else directory
         if kind.place in own.tree.value:
@@ -244,12 +246,12 @@ def _sort_words(words: Sequence[str], names: Sequence[str]) -> tuple[str | None,
             value, current = (value if equals else rest.pop(0)), None
             if of_all:
                 root = value
-            elif not Path(value).expanduser().exists():
+            elif not Path(expand_path(value)).exists():
                 raise UserError(
                     f"--{name} {value}: no such file or folder; it stands for what stage {name} would leave"
                 )
             else:
-                given[name] = Path(value).expanduser()
+                given[name] = Path(expand_path(value))
             continue
         stage, dot, field_name = name.partition(".")
         if not dot or stage not in names:

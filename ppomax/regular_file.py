@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,17 @@ from typing import BinaryIO
 from ppomax.errors import UserError
 
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def expand_path(path: str) -> str:
+    """``~`` and $VARIABLES expanded; $PPOMAX_DATA is ../shared/data where it is not set."""
+    if "PPOMAX_DATA" not in os.environ:
+        path = re.sub(r"\$(?:PPOMAX_DATA\b|\{PPOMAX_DATA\})", "../shared/data", path)
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (Path would lose a hub name's form)
+    left = re.search(r"\$\{?(\w+)", expanded)
+    if left and not Path(expanded).exists():
+        raise UserError(f"path {path}: the environment variable {left[1]} is not set")
+    return expanded
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -8,8 +8,9 @@ from pathlib import Path
 from ppomax.annotate.store import Item
 from ppomax.config import DataSource
 from ppomax.data.records import Message, PreferencePair
-from ppomax.data.sources import expand_path, load_mixture
+from ppomax.data.sources import load_mixture
 from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 
 
 def answer_files(places: Sequence[str]) -> tuple[str, str]:

@@ -24,10 +24,10 @@ from ppomax.annotate.export import export
 from ppomax.annotate.items import answer_files, duel_items
 from ppomax.annotate.store import Annotator, Store, Task
 from ppomax.config import Section
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml
 from ppomax.output_dir import claim
+from ppomax.regular_file import expand_path
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.progress import ProgressLine
 from ppomax.world.annotators import Annotators, AnnotatorsConfig

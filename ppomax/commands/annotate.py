@@ -15,9 +15,9 @@ from ppomax.annotate.store import Store
 from ppomax.commands.stage import sort_words
 from ppomax.commands.terminal import visible
 from ppomax.config import Section
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.options import help_text, resolve
+from ppomax.regular_file import expand_path
 
 USAGE = """\
 usage: ppomax annotate DUEL | A.jsonl B.jsonl [--field value ...]

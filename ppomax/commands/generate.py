@@ -15,6 +15,7 @@ from ppomax.commands.stage import sort_words
 from ppomax.config import ChatTemplate, Mixture, SamplingConfig, Section
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml, resolve
+from ppomax.regular_file import expand_path
 
 CHUNK = 4
 """batches between two writes"""
@@ -62,7 +63,7 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
 
     The ranks of torchrun each draw a share; the file is the same for any number of them.
     """
-    out = Path(config.out).expanduser()
+    out = Path(expand_path(config.out))
     if out.is_dir():
         raise UserError(f"{out} is a folder: give --out the name of a file")
     if out.exists() and not resume:
@@ -156,7 +157,7 @@ def generate_stage(config: GenerateConfig, *, resume: bool = False) -> int:
     from ppomax.train.checkpoint import write_atomic
     from ppomax.train.parallel import join
 
-    folder = Path(config.out).expanduser().parent
+    folder = Path(expand_path(config.out)).parent
     left = [f.name for f in folder.iterdir() if f.name != ".config.yaml.part"] if folder.is_dir() else []
     if left and not resume:
         raise UserError(f"{folder} is not empty and holds no answers of this pipeline: remove it")
@@ -169,7 +170,7 @@ def generate_stage(config: GenerateConfig, *, resume: bool = False) -> int:
     try:
         return generate(config, resume=resume)
     except UserError:
-        if ranks.is_main and not Path(config.out).expanduser().exists():  # the corrected settings can be given at once
+        if ranks.is_main and not Path(expand_path(config.out)).exists():  # the corrected settings can be given at once
             (folder / "config.yaml").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else lives there
                 folder.rmdir()

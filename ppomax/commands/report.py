@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ppomax.commands.stage import sort_words
 from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 
 HELP = """usage: ppomax report RUN... [--out FILE.html] [--figures DIR]
 
@@ -31,8 +32,8 @@ def main(verb: str, words: list[str]) -> int:
     options = _options(given.options)
     if not given.leading:
         raise UserError("which run? ppomax report RUN... (see ppomax report --help)")
-    runs = [Path(word).expanduser() for word in given.leading]
-    out = Path(options.get("out") or (runs[0] / "report.html" if len(runs) == 1 else "report.html")).expanduser()
+    runs = [Path(expand_path(word)) for word in given.leading]
+    out = Path(expand_path(options.get("out") or str(runs[0] / "report.html" if len(runs) == 1 else "report.html")))
     if out.suffix != ".html":
         raise UserError(f"--out: {out}: the page must end in .html")
     if "out" in options and not os.access(out.parent, os.W_OK):  # told before the figures are drawn
@@ -48,7 +49,7 @@ def main(verb: str, words: list[str]) -> int:
     try:
         write_atomic(out, made.html)
         if "figures" in options:
-            folder = Path(options["figures"]).expanduser()
+            folder = Path(expand_path(options["figures"]))
             folder.mkdir(parents=True, exist_ok=True)
             taken: set[str] = set()
             with ProgressLine("files of figures", len(made.figures)) as bar:

@@ -18,9 +18,9 @@ from pydantic import Field
 
 from ppomax.commands.stage import sort_words
 from ppomax.config import Section
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.options import help_text, resolve
+from ppomax.regular_file import expand_path
 from ppomax.rollout.vllm_server import KEY_VARIABLE, key_header, require_supported
 
 HERE = ("127.0.0.1", "localhost")

@@ -9,9 +9,9 @@ from pydantic import Field
 from ppomax.commands.stage import sort_words
 from ppomax.commands.terminal import visible
 from ppomax.config import Section
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.options import help_text, resolve
+from ppomax.regular_file import expand_path
 
 USAGE = "usage: ppomax view RUNS_DIR [--port NUMBER]"
 EXAMPLES = """\

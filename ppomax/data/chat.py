@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers.decoders import DecodeStream
@@ -84,7 +85,7 @@ class ChatFormat:
         tail = self._render(_PROBE)[len(prefix) :].rstrip()
         ids = self._tokenize([tail])[0]
         added = self.tokenizer.added_tokens_decoder
-        if ids and ids[-1] in added:
+        if ids and ids[-1] in added and tail.endswith(added[ids[-1]].content):  # not the unknown token in its place
             self._end = added[ids[-1]].content
             self.eos_ids.add(ids[-1])
             self._controls = _controls_pattern(controls | {added[ids[-1]].content})
@@ -254,22 +255,43 @@ def truncate_left(
     return prompt[len(prompt) - room :], response
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A dialogue that fits: its ids (T,), which of them are trained, and what was cut off."""
+
+    ids: list[int]
+    trained: list[bool]
+    cut: Literal["nothing", "left", "answer"] = "nothing"
+    """answer: the last answer alone is too long, and lost its end and the dialogue its left"""
+
+
 def fit_dialogue(
     ids: Sequence[int],
     mask: Sequence[bool],
     max_length: int,
     overlong: Literal["drop", "truncate"],
     bos_id: int | None = None,
-) -> tuple[list[int], list[bool]] | None:
+) -> Fitted | None:
     """A dialogue of at most ``max_length`` tokens: an over-long one is dropped (None) or loses its left.
 
-    A leading ``bos_id`` stays. None also when no trained token is left.
+    Where nothing of what the last answer replies to would be left, that answer loses its end instead, behind at most
+    half of ``max_length`` of what comes before it. A leading ``bos_id`` stays. None also when no trained token is left.
     """
-    kept, trained = list(ids), list(mask)
-    if len(kept) > max_length:
-        if overlong == "drop":
-            return None
-        lead = 1 if bos_id is not None and kept[0] == bos_id else 0
-        cut = len(kept) - max_length + lead
-        kept, trained = kept[:lead] + kept[cut:], trained[:lead] + trained[cut:]
-    return (kept, trained) if any(trained) else None
+    if not any(mask):
+        return None
+    if len(ids) <= max_length:
+        return Fitted(list(ids), list(mask))
+    if overlong == "drop":
+        return None
+    lead = 1 if bos_id is not None and ids[0] == bos_id else 0
+    cut = len(ids) - max_length + lead
+    begin = len(mask) - 1 - list(reversed(mask)).index(True)
+    while begin > 0 and mask[begin - 1]:
+        begin -= 1
+    if cut < begin or begin <= lead:  # or there is nothing before the answer
+        kept, trained = [*ids[:lead], *ids[cut:]], [*mask[:lead], *mask[cut:]]
+        return Fitted(kept, trained, "left") if any(trained) else None
+    before = min(begin - lead, (max_length - lead) // 2)
+    start, end = begin - before, begin + max_length - lead - before
+    trained = [*mask[:lead], *mask[start:end]]
+    return Fitted([*ids[:lead], *ids[start:end]], trained, "answer") if any(trained) else None

@@ -84,7 +84,10 @@ def read_prompt_completion(row: Row, place: Place) -> Record:
             raise Dropped(reason)
     if asked is None or answered is None:
         raise place.missing("`prompt` and `completion` (or `response`), or `instruction` and `output`", row)
-    prompt = parse_instruction(row, asked, place) if asked == "instruction" else parse_prompt(row[asked], asked, place)
+    with_input = asked == "instruction" or row.get("input") is not None or row.get("history") is not None
+    prompt = parse_instruction(row, asked, place) if with_input else parse_prompt(row[asked], asked, place)
+    if row.get("label") is False:  # as in KTO's data
+        raise Dropped("labelled as a bad answer")
     messages = [*system_turn(row), *prompt, *answer_turn(row[answered], answered, place)]
     return _dialogue(tidy(messages, place), place)
 
@@ -107,6 +110,17 @@ def read_text(row: Row, place: Place) -> Record:
         raise Dropped("empty text")
     check_unicode(text)
     return Text(text, place.source, place.origin)
+
+
+OF_PROMPT = {
+    "prompt", "instruction", "question", "input", "context", "history", "messages", "conversation", "conversations", "system",
+    "source", "chosen", "rejected",
+}  # fmt: skip
+
+
+def columns(row: Row) -> tuple[tuple[str, Any], ...]:
+    """What a row holds besides the prompt that is made of it: a prompt's metadata."""
+    return tuple((name, value) for name, value in row.items() if name not in OF_PROMPT and value is not None)
 
 
 READERS: dict[str, Callable[[Row, Place], Record]] = {

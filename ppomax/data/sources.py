@@ -12,21 +12,24 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from ppomax.config import DataSource
-from ppomax.data.layouts import READERS, Dropped, Place, Row, recognise
+from ppomax.data.layouts import READERS, Dropped, Place, Row, columns, recognise
 from ppomax.data.records import Dialogue, Message, PreferencePair, Prompt, Record, Text, telling_name, unit_hash
 from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 
 Kind = Literal["dialogue", "pair", "prompt", "text"]
 R = TypeVar("R", bound=Record)
 EXTENSIONS = (".jsonl", ".json", ".parquet", ".csv")
 _LOOKED_AT = 16  # rows of a file from which its layout is recognised
 _HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")  # owner/name, and a configuration where it has several
+ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""files that the package datasets writes beside the data"""
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)%\s*:\s*(\d+(?:\.\d+)?)%\s*")
 
 
@@ -95,13 +98,16 @@ class LoadReport:
         return [source.line() for source in self.sources]
 
 
-def load_mixture(sources: Sequence[DataSource], kind: Kind, *, split_seed: int = 0) -> tuple[list[Record], LoadReport]:
+def load_mixture(
+    sources: Sequence[DataSource], kind: Kind, *, split_seed: int = 0, once: bool = False
+) -> tuple[list[Record], LoadReport]:
     """Records of ``kind`` from a mixture of sources, and the report of what was left out.
 
     "dialogue" gives Dialogue and Text (pairs give prompt + chosen), "pair" PreferencePair, "prompt" Prompt without
     repetition (pairs and dialogues give theirs), "text" Text. ``weight`` repeats a source's records as often as its
-    whole part says, and its fraction adds a fixed subset chosen by hash of the key. Raises UserError for whatever
-    cannot be read, has the wrong kind, or leaves nothing.
+    whole part says, and its fraction adds a fixed subset chosen by hash of the key. ``once``: for evaluation, where a copy
+    is no further evidence: no record is repeated. Raises UserError for whatever cannot be read, has the wrong kind, or
+    leaves nothing.
     """
     report = LoadReport()
     records: list[Record] = []
@@ -111,7 +117,7 @@ def load_mixture(sources: Sequence[DataSource], kind: Kind, *, split_seed: int =
         report.sources.append(entry)
         kept = _load_source(source, kind, split_seed, entry, seen)
         entry.kept = len(kept)
-        whole, part = divmod(source.weight, 1)
+        whole, part = divmod(min(source.weight, 1.0) if once else source.weight, 1)
         mixed = kept * int(whole)
         if part:
             mixed += [r for r in kept if unit_hash(f"weight\x00{r.key}", split_seed) < part]
@@ -172,6 +178,8 @@ def _load_source(
                 report.outside += 1
                 continue
             if isinstance(record, Prompt):
+                if layout != "prompt":
+                    record = replace(record, metadata=columns(row))
                 identity = tuple((m["role"], m["content"]) for m in record.messages)
                 if identity in seen:
                     report.drop("repeated prompt", origin)
@@ -246,17 +254,6 @@ def _chain(first: list[tuple[str, Row]], rest: Iterator[tuple[str, Row]]) -> Ite
 # ------------------------------------------------------------------------------- files, folders, the hub
 
 
-def expand_path(path: str) -> str:
-    """``~`` and $VARIABLES expanded; $PPOMAX_DATA is ../shared/data where it is not set."""
-    if "PPOMAX_DATA" not in os.environ:
-        path = re.sub(r"\$(?:PPOMAX_DATA\b|\{PPOMAX_DATA\})", "../shared/data", path)
-    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (Path would lose a hub name's form)
-    left = re.search(r"\$\{?(\w+)", expanded)
-    if left and not Path(expanded).exists():
-        raise UserError(f"path {path}: the environment variable {left[1]} is not set")
-    return expanded
-
-
 def source_is_hub(path: str) -> bool:
     """True for a name like owner/name where neither the path nor a folder `owner` exists here."""
     name = expand_path(path)
@@ -272,7 +269,11 @@ def open_source(path: str, named: str | None) -> Iterator[tuple[str, str, bool, 
         return
     root = Path(expand_path(path))
     if root.is_dir():
-        files = sorted(p for p in root.rglob("*") if p.is_file() and _extension(p.name) and not p.name.startswith("."))
+        files = sorted(
+            p
+            for p in root.rglob("*")
+            if p.is_file() and _extension(p.name) and not p.name.startswith(".") and p.name not in ABOUT
+        )
         if not files:
             raise UserError(f"{root} holds no files to read ({', '.join(EXTENSIONS)}, gzip or not)")
         by_name = [p for p in files if named is not None and _names_split(p.relative_to(root), named)]
@@ -444,6 +445,8 @@ def _cell(text: str, name: str, origin: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = read(text)
             break
+    if name == "history" and isinstance(value, list):
+        return value
     items = value if isinstance(value, list) else [value]
     if items and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in items):
         return value

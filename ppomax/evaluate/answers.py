@@ -13,8 +13,8 @@ from typing import Any
 from ppomax.config import SamplingConfig
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import Message, Prompt
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 from ppomax.rollout.engine import sample_seed
 from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.checkpoint import write_atomic

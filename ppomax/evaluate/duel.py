@@ -45,6 +45,7 @@ from ppomax.evaluate.judges import Choosers, Judges, PairJudge, SourceScorer, ma
 from ppomax.evaluate.ratings import rate
 from ppomax.evaluate.sides import LETTERS, Named, Sides, name_side
 from ppomax.evaluate.winrate import Outcomes, TieUnit, sign_test
+from ppomax.regular_file import expand_path
 from ppomax.train.parallel import Ranks, join
 from ppomax.train.run import RunDirectory, plain
 
@@ -104,7 +105,7 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     named = _named(config)
     ranks = join(config.device)
-    finished = Path(config.output_dir).expanduser() / "result.json"
+    finished = Path(expand_path(config.output_dir)) / "result.json"
     if resume and finished.exists():
         RunDirectory.open(config, ranks, resume=True)  # refuses other settings
         return dict(json.loads(finished.read_text(encoding="utf-8")))
@@ -295,7 +296,7 @@ def _printer(ranks: Ranks) -> Callable[[str], None]:
 def _given_prompts(config: DuelConfig, say: Callable[[str], None]) -> list[Prompt] | None:
     if not config.prompts:
         return None
-    records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
+    records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed, once=True)
     for line in report.lines():
         say(line)
     return [r for r in records if isinstance(r, Prompt)]

@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import Field
 
 from ppomax.config import Section
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import Floats, agreement_report
 from ppomax.evaluate.categories import label
 from ppomax.evaluate.votes import is_votes, report_votes
+from ppomax.regular_file import expand_path
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import plain
 
@@ -68,7 +68,7 @@ class FinishedDuel:
 
 def read_duel(place: str, pair: str = "ab") -> FinishedDuel:
     """A finished duel's directory, and which two of its sides; UserError where it is none, or has no such sides."""
-    folder = Path(place).expanduser()
+    folder = Path(expand_path(place))
     name = "judgements.jsonl" if pair == "ab" else f"judgements_{pair[0]}_{pair[1]}.jsonl"
     result_file, file = folder / "result.json", folder / name
     try:
@@ -169,7 +169,7 @@ def _write(report: dict[str, Any], output_dir: str | None, *, figures: bool) -> 
     from ppomax.evaluate.duel_figures import SUFFIXES, draw_judges
     from ppomax.report.agreement_figure import agreement_matrix
 
-    folder = Path(output_dir).expanduser()
+    folder = Path(expand_path(output_dir))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "agreement.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")

@@ -19,11 +19,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.exam_files import GROUP_OF, GROUPS, LETTERS, NO_GROUP
 from ppomax.evaluate.exam_form import best_choice
 from ppomax.layers import did_you_mean
+from ppomax.regular_file import expand_path
 
 PACKAGE = "lm_eval"
 QUIET = ("lm_eval", "huggingface_hub", "datasets", "fsspec", "httpx")

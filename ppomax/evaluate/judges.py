@@ -27,6 +27,7 @@ from ppomax.evaluate.llm_judge import LLMJudge
 from ppomax.evaluate.winrate import Outcomes, TieUnit, outcomes_from_scores
 from ppomax.evaluate.winrate import tie_band as width_of
 from ppomax.models.loading import load_tokenizer
+from ppomax.regular_file import expand_path
 from ppomax.rollout.reward_sources import Sample, combine, make_source
 from ppomax.train.parallel import Ranks
 
@@ -165,7 +166,7 @@ def _check_names(judges: Sequence[JudgeConfig]) -> None:
         paths = judge.model if isinstance(judge.model, list) else [] if judge.model is None else [judge.model]
         for path in paths:
             # a name with one slash may stand for a model on the hub; the loader tells of those
-            if not path or (("/" not in path or ":" in path) and not Path(path).expanduser().exists()):
+            if not path or (("/" not in path or ":" in path) and not Path(expand_path(path)).exists()):
                 raise UserError(
                     f"judge: {path!r} is no folder of a reward model: give rm:PATH, world, llm:MODEL, module:function or "
                     "an http(s) address"

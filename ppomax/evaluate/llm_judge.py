@@ -23,12 +23,12 @@ import numpy as np
 
 from ppomax.config import LLMConfig
 from ppomax.data.records import Message
-from ppomax.data.sources import expand_path
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import share
 from ppomax.evaluate.answers import Answer
 from ppomax.evaluate.categories import check_pattern, prompt_category, prompt_language
 from ppomax.evaluate.llm_endpoint import Crew, Endpoint, Reply, ReplyFile, Unanswered, content_key
+from ppomax.regular_file import expand_path
 from ppomax.train.parallel import Ranks
 from ppomax.train.progress import ProgressLine
 from ppomax.train.run import plain

@@ -224,7 +224,7 @@ def _tokenizer(config: EvaluateConfig, name: str) -> Any:
 
 def _read(config: EvaluateConfig) -> tuple[list[PreferencePair], list[str | None], list[str]]:
     """Pairs, the subset that each names, and what the load reports say."""
-    records, report = load_mixture(config.data, "pair", split_seed=config.split_seed)
+    records, report = load_mixture(config.data, "pair", split_seed=config.split_seed, once=True)
     pairs = [r for r in records if isinstance(r, PreferencePair)]
     named: dict[str, str] = {}
     wanted = {p.origin for p in pairs}

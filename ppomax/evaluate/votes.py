@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ppomax.data.sources import expand_path, open_source
+from ppomax.data.sources import open_source
 from ppomax.errors import UserError
 from ppomax.evaluate.agreement import (
     Floats,
@@ -39,6 +39,7 @@ from ppomax.evaluate.agreement import (
     kappa_of_tables,
     share,
 )
+from ppomax.regular_file import expand_path
 
 Row = Mapping[str, Any]
 VALUES = np.array([-1.0, 0.0, 1.0])

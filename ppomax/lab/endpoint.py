@@ -215,7 +215,7 @@ def run_endpoint(ppo: PPOConfig, settings: dict[str, Any], policy_dir: Path, mem
     start = ppo.reference or ppo.model
     chat = ChatFormat(load_tokenizer(str(policy_dir), trust), ppo.chat_template)
     policy, sft = (load_causal_lm(str(place), device, trust) for place in (policy_dir, start))
-    records, report = load_mixture(config.prompts, "prompt", split_seed=ppo.split_seed)
+    records, report = load_mixture(config.prompts, "prompt", split_seed=ppo.split_seed, once=True)
     for line in report.lines():
         print(line, file=sys.stderr)
     fitting = [r for r in records if isinstance(r, Prompt)]

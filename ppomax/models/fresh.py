@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ppomax.errors import UserError
-from ppomax.regular_file import require_place
+from ppomax.regular_file import expand_path, require_place
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|end|>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -141,7 +141,7 @@ def fresh_model(
 
 def require_empty(out: str | Path) -> Path:
     """``out`` as a path that is absent or an empty folder; anything else is a UserError."""
-    folder = Path(out).expanduser()
+    folder = Path(expand_path(str(out)))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists and is not empty: choose another place for the new model")
     require_place(folder, "out")

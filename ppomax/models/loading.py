@@ -25,11 +25,12 @@ from ppomax.models.linears import round_linears
 from ppomax.models.logprobs import backbone_of, unembeds_alike
 from ppomax.models.norms import quicken_norms
 from ppomax.models.scalar import reset_unit
+from ppomax.regular_file import expand_path
 
 
 def require_model(path: str) -> None:
     """A local path must be a model directory; anything else must look like a hub name."""
-    folder = Path(path).expanduser()
+    folder = Path(expand_path(path))
     if folder.is_dir():
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
@@ -53,12 +54,12 @@ def load_pretrained(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     transformers_logging.set_verbosity_error()  # its tables of weights; what matters in them is an error of ours
     try:
         return loader.from_pretrained(
-            str(Path(path).expanduser()) if Path(path).expanduser().exists() else path, **kwargs
+            str(Path(expand_path(path))) if Path(expand_path(path)).exists() else path, **kwargs
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()
         told = first[0] if first else type(error).__name__
-        if what == "tokenizer" and Path(path).expanduser().is_dir() and not list(Path(path).expanduser().glob("tok*")):
+        if what == "tokenizer" and Path(expand_path(path)).is_dir() and not list(Path(expand_path(path)).glob("tok*")):
             told = "there are no tokenizer files in it: copy those of the model that it was made from"
         if "ignore_mismatched_sizes" in str(error):
             told = "its weights have other shapes than its config.json says"
@@ -116,7 +117,7 @@ def settle(model: Any, device: torch.device | str) -> Any:
 
 def adapter_of(path: str) -> dict[str, Any] | None:
     """The settings of a folder that holds adapters alone, without the model that they belong to."""
-    folder = Path(path).expanduser()
+    folder = Path(expand_path(path))
     if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
         return None
     try:
@@ -135,7 +136,7 @@ def _merge(model: Any, path: str) -> Any:
     except ImportError:
         raise UserError(f"{path}: holds adapters, which need the package peft; install ppomax[lora]") from None
     try:
-        return peft.PeftModel.from_pretrained(model, str(Path(path).expanduser())).merge_and_unload()
+        return peft.PeftModel.from_pretrained(model, str(Path(expand_path(path)))).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot load the adapters: {str(error).strip().splitlines()[0]}") from error
 

@@ -28,6 +28,7 @@ from ppomax.models.loading import add_lora, cpu_copy
 from ppomax.models.logprobs import inner_model
 from ppomax.models.passes import Division
 from ppomax.models.scalar import on_backbone, reset_unit
+from ppomax.regular_file import expand_path
 
 R = TypeVar("R")
 POLICY = "default"
@@ -101,7 +102,7 @@ class RewardAdapter:
     @classmethod
     def read(cls, where: str, base: str | None) -> RewardAdapter:
         """From RUN/final or a folder of adapters. ``base``: the model they must belong to; None: it came from memory."""
-        folder = Path(where).expanduser()
+        folder = Path(expand_path(where))
         path = folder / "adapter" if (folder / "adapter" / "adapter_config.json").is_file() else folder
         try:
             settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
@@ -134,7 +135,7 @@ class RewardAdapter:
 
 
 def _same_model(one: str, other: str) -> bool:
-    paths = Path(one).expanduser(), Path(other).expanduser()
+    paths = Path(expand_path(one)), Path(expand_path(other))
     return one == other or (paths[0].exists() and paths[1].exists() and paths[0].samefile(paths[1]))
 
 

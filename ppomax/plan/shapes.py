@@ -10,6 +10,7 @@ from typing import Any
 
 from ppomax.errors import UserError
 from ppomax.models.fresh import MAX_POSITIONS, SIZES
+from ppomax.regular_file import expand_path
 
 # name -> (layers, width, ffn, heads, key-value heads, head width, vocabulary, tied, family); written down from the published
 # config.json of each model, since a hub may be out of reach. Parameter totals are tested.
@@ -120,7 +121,7 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
     """The shape called ``name`` (`llama-7b`, `new-6m`, ...), or of a model directory or config.json."""
     if name in NAMED:
         return count(name, _config_of(name))
-    path = Path(name).expanduser()
+    path = Path(expand_path(name))
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         close = difflib.get_close_matches(name.lower(), NAMED, n=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import math
 import sys
 import time
 import urllib.error
@@ -70,6 +69,10 @@ def _excerpt(sample: Sample) -> str:
     return f"prompt {cut(prompt)}, response {cut(sample.response)}"
 
 
+LARGEST = 1e30
+"""a score beyond it is refused: sums and squares of such must stay finite in float32"""
+
+
 def check_scores(values: Any, samples: Sequence[Sample], where: str) -> list[float]:
     """One finite float for each sample, from a list, tuple, array or tensor; anything else is a UserError."""
     if hasattr(values, "tolist"):
@@ -90,8 +93,12 @@ def check_scores(values: Any, samples: Sequence[Sample], where: str) -> list[flo
         if not isinstance(value, int | float):
             kind = "None" if value is None else f"a {type(value).__name__}"
             raise UserError(f"{where} returned {kind} for sample {i} ({_excerpt(sample)}); expected a number")
-        if not math.isfinite(value):
-            raise UserError(f"{where} returned {value} for sample {i} ({_excerpt(sample)}); expected a finite number")
+        if not abs(value) <= LARGEST:
+            raise UserError(
+                f"{where} returned {value:.4g} for sample {i} ({_excerpt(sample)}); expected a finite number, at most {LARGEST:g}"
+                if isinstance(value, float)
+                else f"{where} returned an integer above {LARGEST:g} for sample {i} ({_excerpt(sample)})"
+            )
         scores.append(float(value))
     return scores
 

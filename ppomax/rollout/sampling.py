@@ -62,6 +62,10 @@ def keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
     return probs.masked_fill(~kept, 0.0)
 
 
+GREEDY_BELOW = 1e-6
+"""temperature: logits divided by less need not be finite"""
+
+
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """One token (B,) a row from weights (B, V), need not sum to 1, by inverse transform of ``uniform`` (B,) in [0, 1).
 
@@ -78,7 +82,7 @@ def next_tokens(logits: Tensor, uniform: Tensor, seen: Tensor | None, config: Sa
     logits = logits.float()
     if seen is not None:
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
-    if config.temperature == 0:
+    if config.temperature < GREEDY_BELOW:
         return logits.argmax(dim=-1)
     if config.temperature != 1:
         logits = logits / config.temperature

@@ -72,6 +72,8 @@ class TransformersEngine(Engine):
 
     def __init__(self, model: Any, chat_format: ChatFormat, sampling: SamplingConfig, *, bf16: bool = False) -> None:
         self.model, self.format, self.sampling, self.bf16 = model, chat_format, sampling, bf16
+        self.window = STOP_WINDOW + max((len(s.encode()) for s in sampling.stop), default=0)
+        """tokens that are looked through for a stop string: each has a byte of it at least"""
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Completion]:
         """One completion for each prompt, in order; ``seeds`` holds one seed a sample."""
@@ -102,7 +104,7 @@ class TransformersEngine(Engine):
             return True
         if not self.sampling.stop:
             return False
-        tail = self.format.tokenizer.decode([*row, token][-STOP_WINDOW:])
+        tail = self.format.tokenizer.decode([*row, token][-self.window :])
         return any(s in tail for s in self.sampling.stop)
 
     @torch.no_grad()

@@ -21,6 +21,8 @@ import torch
 
 from ppomax import __version__
 from ppomax.config import RunConfig
+from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import RunDirectory
 
@@ -47,7 +49,10 @@ def versions() -> dict[str, str]:
 
 def record_start(run: RunDirectory, config: RunConfig, data: Sequence[str], **given: Any) -> None:
     """Write down this start. ``data``: what is to be said of the records; ``given``: arguments, None where the settings
-    say it instead."""
+    say it instead. UserError, on all ranks alike, where a resumed run was begun with other records."""
+    starts = read_starts(run.path)
+    if starts:
+        _require_same_records(starts[-1].get("data"), data, run.path / FILE)
     if not run.ranks.is_main:
         return
     size, device = run.ranks.size, run.ranks.device
@@ -62,9 +67,22 @@ def record_start(run: RunDirectory, config: RunConfig, data: Sequence[str], **gi
         ],
         "data": list(data),
     }  # fmt: skip
-    starts = read_starts(run.path)
     if not starts or starts[-1] != start:
         write_atomic(run.path / FILE, json.dumps({"starts": [*starts, start]}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _require_same_records(before: Any, now: Sequence[str], file: Path) -> None:
+    """The order in which records come, and which are held out, goes on from the checkpoint: it holds for these alone."""
+    known = [line for line in before or () if "(fingerprint " in str(line)]
+    new = [line for line in now if "(fingerprint " in line]
+    if known and known != new:
+        changed = [
+            f"{old!r}, now {new[i]!r}" if i < len(new) else repr(old) for i, old in enumerate(known) if old not in new
+        ]
+        raise UserError(
+            f"{file}: the run was begun with other data ({'; '.join(changed) or f'{known}, now {new}'}): resume with that, or "
+            "begin in another output_dir"
+        )
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
@@ -103,7 +121,7 @@ def files_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def digest(path: str) -> str:
     """Words with 12 hex digits: of a file, of a model directory's weights, or of all files of a folder of data."""
-    place = Path(os.path.expandvars(path)).expanduser()
+    place = Path(expand_path(path))
     try:
         return _digest(place)
     except OSError:

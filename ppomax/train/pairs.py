@@ -142,7 +142,7 @@ def demonstration_ids(
         if fitted is None:
             dropped += 1
         else:
-            sequences.append(fitted[0])
+            sequences.append(fitted.ids)
     if not sequences:
         raise UserError(f"calibration_data: none of {len(records)} records is a dialogue of at most max_length tokens")
     lines = [f"{len(sequences)} demonstrations"]

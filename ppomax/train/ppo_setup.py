@@ -37,6 +37,7 @@ from ppomax.models.loading import (
 )
 from ppomax.models.passes import device_of
 from ppomax.models.precision import halve_linears
+from ppomax.regular_file import expand_path
 from ppomax.rollout.reward_sources import RewardSource, make_source
 from ppomax.train.parallel import Ranks
 from ppomax.train.ppo_shared import shared_models
@@ -147,7 +148,7 @@ def _llm_judge(config: PPOConfig) -> LLMJudge | None:
     model = next((judge.llm for judge in config.watch.judge if judge.llm is not None), None)
     if model is None:
         return None
-    folder = Path(config.output_dir).expanduser() / "judge"
+    folder = Path(expand_path(config.output_dir)) / "judge"
     # one process asks, whatever the number of ranks; on a terminal the run's own panel has the place of a second bar
     return LLMJudge(model, config.watch.llm, folder, Ranks(), section="watch.llm", quiet=sys.stderr.isatty())
 
@@ -308,7 +309,7 @@ def _prompts(
     else:
         records = list(given)
     if config.watch.prompts:
-        watched, report = load_mixture(config.watch.prompts, "prompt", split_seed=config.split_seed)
+        watched, report = load_mixture(config.watch.prompts, "prompt", split_seed=config.split_seed, once=True)
         ranks.say(*report.lines())
     else:
         watched = None
@@ -388,7 +389,7 @@ def _ptx(
                 *chat_format.encode_dialogue(record.messages), config.ptx.max_length, "truncate", chat_format.bos_id
             )
             if fitted is not None:
-                encoded.append((fitted[0], [False, *fitted[1][1:]]))
+                encoded.append((fitted.ids, [False, *fitted.trained[1:]]))
     encoded = [e for e in encoded if any(e[1])]
     if not encoded:
         raise UserError("ptx.data: no record with a token to train on")

@@ -41,10 +41,11 @@ def load_records(
     if held_out is not None:
         evaluation = list(held_out)
     elif config.eval_data:
-        evaluation, report = load_mixture(config.eval_data, kind, split_seed=config.split_seed)
+        evaluation, report = load_mixture(config.eval_data, kind, split_seed=config.split_seed, once=True)
         lines += [f"held out: {line}" for line in report.lines()]
     else:
         train, evaluation = holdout(train, config.eval_fraction, config.split_seed)
+        evaluation = list({id(record): record for record in evaluation}.values())  # once, whatever its source's weight
     if not train:
         raise UserError("data: no record is left for training; lower eval_fraction or add data")
     shared = {r.key for r in train} & {r.key for r in evaluation}

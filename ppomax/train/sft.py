@@ -94,7 +94,7 @@ def encode_records(
 ) -> tuple[list[Example], list[str]]:
     """Tokenise; returns the examples and lines that say what was cut, truncated or dropped."""
     examples: list[Example] = []
-    dropped = truncated = cut = pieces = 0
+    dropped = truncated = ended = cut = pieces = 0
     for record, groups in zip(records, groups_of(records), strict=True):
         if isinstance(record, Text):
             ids = chat.encode_text(record.text)
@@ -110,12 +110,17 @@ def encode_records(
         if fitted is None:
             dropped += 1
             continue
-        truncated += len(fitted[0]) < len(tokens)
-        examples.append(_example(*fitted, groups[-1]))
+        truncated += fitted.cut == "left"
+        ended += fitted.cut == "answer"
+        examples.append(_example(fitted.ids, fitted.trained, groups[-1]))
     examples = [e for e in examples if e.count]
     lines = [f"{len(examples)} examples, {sum(e.count for e in examples)} trained tokens"]
     if truncated:
         lines.append(f"{truncated} dialogues over max_length {config.max_length} lost the left of their prompt")
+    if ended:
+        lines.append(
+            f"{ended} dialogues whose last answer alone is about max_length {config.max_length} or over lost that answer's end"
+        )
     if dropped:
         why = f"over max_length {config.max_length}, or without an assistant turn in it"
         lines.append(f"{dropped} dialogues dropped: {why}")

@@ -16,7 +16,7 @@ from ppomax.config import Section
 from ppomax.data.records import Message
 from ppomax.errors import UserError
 from ppomax.options import dump_yaml
-from ppomax.regular_file import require_place
+from ppomax.regular_file import expand_path, require_place
 from ppomax.train.progress import ProgressLine
 from ppomax.world.annotators import Annotators, AnnotatorsConfig
 from ppomax.world.judge import Judge
@@ -55,12 +55,12 @@ class WorldConfig(Section):
 
 def write_world(config: WorldConfig) -> dict[str, Any]:
     """Write the files and return what world.json says. The folder appears whole, or, after a kill, not at all."""
-    out = Path(config.output_dir).expanduser()
+    out = Path(expand_path(config.output_dir))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{config.output_dir} already exists and is not empty: choose another folder for the world")
     require_place(out, "output_dir")
     world = World(config.language, config.seed, config.size)
-    samples = [row for path in config.answers for row in read_samples(Path(path).expanduser(), world)]
+    samples = [row for path in config.answers for row in read_samples(Path(expand_path(path)), world)]
     demonstrations = world.demonstrations(config.dialogues)
     heldout = world.demonstrations(max(1, config.dialogues // 20), "heldout")
     with ProgressLine("world, pairs", config.pairs) as bar:

@@ -337,21 +337,39 @@ def test_truncate_left_without_bos() -> None:
     assert truncate_left([1, 2, 3], [4], 2) == ([3], [4])
 
 
+Q, A, B, C = [False], [True], [True, True], [True] * 4
+
+
 @pytest.mark.parametrize(
-    ("length", "overlong", "expected"),
-    [
-        (4, "drop", ([1, 2, 3, 4], [False, False, True, True])),
-        (3, "drop", None),
-        (3, "truncate", ([1, 3, 4], [False, True, True])),
-        (1, "truncate", None),  # only bos is left
+    ("mask", "length", "overlong", "kept", "cut"),
+    [  # ids are places: 0 is bos
+        (Q + Q + B, 4, "drop", [0, 1, 2, 3], "nothing"),
+        (Q + Q + B, 3, "drop", None, ""),
+        (Q + Q * 3 + B, 4, "truncate", [0, 3, 4, 5], "left"),
+        (Q + Q + A + Q * 2 + B, 5, "truncate", [0, 3, 4, 5, 6], "left"),
+        (Q + Q * 3 + B, 3, "truncate", [0, 3, 4], "answer"),  # the whole answer would stand alone
+        (Q + Q * 3 + C, 4, "truncate", [0, 3, 4, 5], "answer"),
+        (Q + Q * 3 + C, 6, "truncate", [0, 3, 4, 5, 6, 7], "left"),
+        (Q + Q + C, 5, "truncate", [0, 1, 2, 3, 4], "answer"),  # room for more of the answer than the prompt takes
+        (Q + Q * 3 + C + Q, 5, "truncate", [0, 2, 3, 4, 5], "answer"),  # a template's newline after it
+        (Q + Q + A + Q * 2 + C, 4, "truncate", [0, 4, 5, 6], "answer"),  # of several turns the last
+        (Q + C, 3, "truncate", [0, 3, 4], "left"),  # nothing before the answer
+        (Q + Q + B, 1, "truncate", None, ""),  # only bos is left
+        (Q + Q, 3, "truncate", None, ""),
     ],
 )
-def test_fit_dialogue(length: int, overlong: Any, expected: Any) -> None:
-    assert fit_dialogue([1, 2, 3, 4], [False, False, True, True], length, overlong, bos_id=1) == expected
+def test_fit_dialogue(mask: list[bool], length: int, overlong: Any, kept: list[int] | None, cut: str) -> None:
+    fitted = fit_dialogue(range(len(mask)), mask, length, overlong, bos_id=0)
+    if kept is None:
+        assert fitted is None
+        return
+    assert fitted is not None and (fitted.ids, fitted.cut) == (kept, cut)
+    assert fitted.trained == [mask[i] for i in kept]
 
 
 def test_fit_dialogue_without_bos() -> None:
-    assert fit_dialogue([1, 2, 3, 4], [False, False, True, True], 3, "truncate") == ([2, 3, 4], [False, True, True])
+    fitted = fit_dialogue([1, 2, 3, 4], [False, False, True, True], 3, "truncate")
+    assert fitted is not None and (fitted.ids, fitted.trained) == ([2, 3, 4], [False, True, True])
     assert fit_dialogue([1, 2], [False, False], 3, "truncate") is None
 
 
