@@ -147,7 +147,8 @@ def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
         yield from _inert_in_evaluation(config)
     if not isinstance(config, PPOConfig):
         yield "parallel.frozen", "only ppo has frozen models"
-        yield "lora.shared_base", "only ppo has several models"
+        if isinstance(config, SFTConfig | RewardConfig) and config.lora is not None and config.lora.shared_base:
+            yield "lora.shared_base", "only ppo has several models"
     elif config.lora is not None and config.lora.shared_base:
         yield (
             "parallel.frozen",

@@ -129,6 +129,9 @@ def test_lists() -> None:
     assert [(source.path, source.weight) for source in config.data] == [("a", 2.0), ("b", 3.0)]
     assert ppo("--sampling.stop", "Human:", "\\n").sampling.stop == ["Human:", "\\n"]
     assert ppo("--sampling.stop", "1", "no").sampling.stop == ["1", "no"]
+    assert ppo("--sampling.stop", r'"\n\nHuman:"', "'it''s'", '"').sampling.stop == ["\n\nHuman:", "it's", '"']
+    assert ppo("--model", '"m x"').model == "m x" and ppo("--model", '"a" b').model == '"a" b'
+    assert "sampling.stop.0" in error_of(PPOConfig, [*PPO, "--sampling.stop", '[""]'])
     assert ppo("--policy-optim.betas", "[0.8, 0.9]").policy_optim.betas == (0.8, 0.9)
 
 
@@ -379,7 +382,7 @@ def test_one_update_leaves_the_reference_ratio_alone() -> None:
 
 
 def test_warnings_of_other_stages() -> None:
-    assert warnings_for(sft()) == []
+    assert warnings_for(sft()) == warnings_for(sft("--lora.rank", "4")) == []
     [warning] = warnings_for(sft("--eval-data", "e", "--eval-fraction", "0.5"))
     assert "eval_fraction does nothing: eval_data is given" in warning
     words = ["--a=A", "--b=B", "--judge=world", "--prompts=p", "--output-dir=o"]

@@ -103,6 +103,30 @@ def test_references_defaults_and_presets(file: Path, tmp_path: Path) -> None:
     assert [stage.uses for stage in stages] == [[], ["base"], ["sft"], ["rm", "sft"]]
 
 
+@pytest.mark.parametrize("place", ["~/deep/run", "$SOMEWHERE/run", "${SOMEWHERE}/run"])
+def test_places_may_name_the_home_and_variables(
+    place: str, tmp_path: Path, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path / "deep"))
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "p.yaml"
+    file.write_text(PIPELINE.format(root=place))
+    run_pipeline(str(file))
+    assert (tmp_path / "deep" / "run" / "pipeline.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "p.yaml"]
+    run_pipeline(str(file))
+    assert len(fakes.calls) == 4, "the second time everything is there"
+    monkeypatch.delenv("SOMEWHERE")
+    if "SOMEWHERE" in place:
+        assert "the environment variable SOMEWHERE is not set" in error_of(read_pipeline, str(file))
+
+
+def test_defaults_may_be_written_with_hyphens(file: Path) -> None:
+    file.write_text(file.read_text().replace("max_length: 64", "max-length: 64"))
+    assert read_pipeline(str(file))[1][1].config.max_length == 64
+
+
 def test_command_line_reaches_one_stage(file: Path, tmp_path: Path) -> None:
     words = [
         "--sft.optim.lr",

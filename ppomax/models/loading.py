@@ -27,6 +27,8 @@ from ppomax.models.norms import quicken_norms
 from ppomax.models.scalar import reset_unit
 from ppomax.regular_file import expand_path
 
+ADAPTER_FACTS = "ppomax.json"
+
 
 def require_model(path: str) -> None:
     """A local path must be a model directory; anything else must look like a hub name."""
@@ -129,6 +131,15 @@ def adapter_of(path: str) -> dict[str, Any] | None:
     return settings
 
 
+def adapter_facts(path: str) -> dict[str, Any]:
+    """What else belongs to the adapters of a run: vocab_size, pad_token_id, reward_offset; nothing for other programs'."""
+    file = Path(expand_path(path)) / ADAPTER_FACTS
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: no JSON object: {error}") from None
+
+
 def _merge(model: Any, path: str) -> Any:
     """``model`` with the adapters in ``path`` added to its weights."""
     try:
@@ -156,8 +167,12 @@ def load_causal_lm(path: str, device: torch.device | str = "cpu", trust_remote_c
     model = settle(
         load_weights("language model", path, AutoModelForCausalLM, trust_remote_code=trust_remote_code), device
     )
-    if not unembeds_alike(model):
-        kind = type(model).__name__
+    kind = type(model).__name__
+    try:
+        alike = unembeds_alike(model)
+    except AttributeError as error:
+        raise UserError(f"{path}: a {kind} keeps its layers where they are not looked for here ({error})") from None
+    if not alike:
         raise UserError(
             f"{path}: a {kind} scales its logits in a way that is not known here: its numbers would be wrong"
         )
@@ -177,7 +192,15 @@ def load_scalar_model(
         if adapter.get("task_type") != "SEQ_CLS" and not fresh_unit:
             raise UserError(f"{path}: its adapters are not a reward model's (task_type SEQ_CLS is expected)")
         base = load_scalar_model(adapter["base_model_name_or_path"], "cpu", trust_remote_code, fresh_unit=True)
-        return settle(_merge(base, path), device)
+        facts = adapter_facts(path)
+        if facts.get("vocab_size", 0) > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(
+                facts["vocab_size"], mean_resizing=False
+            )  # for a pad token, which is never read
+        model = _merge(base, path)
+        for name in {"pad_token_id", "reward_offset"} & set(facts):
+            setattr(model.config, name, facts[name])
+        return settle(model, device)
     config = load_pretrained("config", path, AutoConfig, trust_remote_code=trust_remote_code)
     kind = (config.architectures or ["?"])[0]
     if not fresh_unit:
@@ -273,8 +296,12 @@ def save_final(model: Any, tokenizer: Any, folder: Path, *, stage: str, card: st
     if hasattr(model, "merge_adapter"):
         if not getattr(model, "disposable", False):
             model = cpu_copy(model)
-        model.save_pretrained(part / "adapter")
+        # without the embeddings: they are the base's, and at most have grown by a pad token
+        model.save_pretrained(part / "adapter", save_embedding_layers=False)
+        tokenizer.save_pretrained(part / "adapter")
         model = model.merge_and_unload()
+        facts = {"vocab_size": model.config.get_text_config().vocab_size, "pad_token_id": model.config.pad_token_id}
+        (part / "adapter" / ADAPTER_FACTS).write_text(json.dumps({**facts, **config_extras}) + "\n", encoding="utf-8")
     old_cache = model.config.use_cache
     model.config.ppomax_stage = stage
     for key, value in config_extras.items():

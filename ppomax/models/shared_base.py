@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ppomax.config import LoraConfig
 from ppomax.errors import UserError
 from ppomax.models.adapters import adapter
-from ppomax.models.loading import add_lora, cpu_copy
+from ppomax.models.loading import adapter_facts, add_lora, cpu_copy
 from ppomax.models.logprobs import inner_model
 from ppomax.models.passes import Division
 from ppomax.models.scalar import on_backbone, reset_unit
@@ -107,7 +107,9 @@ class RewardAdapter:
         try:
             settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
             described = folder / "config.json"
-            config = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+            config = (
+                json.loads(described.read_text(encoding="utf-8")) if described.is_file() else adapter_facts(str(path))
+            )
         except OSError:
             raise UserError(
                 f"lora.shared_base: {where} has no adapters (neither adapter_config.json nor adapter/): train the reward "

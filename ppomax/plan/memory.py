@@ -5,6 +5,7 @@ The largest phase is what a device must hold. Sequences are taken at their longe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +81,8 @@ class Settings:
     """activations of a layer are made again in the backward pass"""
     lora_rank: int = 0
     """0: everything is trained"""
+    lora_targets: tuple[str, ...] = ()
+    """matrices of a layer that get an adapter (`q_proj`, ...); none named: all seven"""
     shared_base: bool = False
     """policy, critic and reward models are adapters of one base, whose bare self is the reference"""
 
@@ -210,17 +213,23 @@ def memory(work: Work, settings: Settings, devices: Devices) -> Memory:
     return Memory(whole, host)
 
 
-def lora_parameters(shape: Shape, rank: int) -> int:
-    """Adapters of ``rank`` on the seven matrices of every layer: rank x (rows + columns) each."""
+def lora_parameters(shape: Shape, rank: int, targets: Collection[str] = ()) -> int:
+    """Adapters of ``rank`` on the matrices of every layer that are among ``targets`` (none named: on all seven): rank x
+    (rows + columns) each."""
     d, a, k, f = shape.width, shape.attention_width, shape.kv_width, shape.ffn
-    return shape.layers * rank * ((d + a) + 2 * (d + k) + (a + d) + 3 * (d + f))
+    sides = {
+        "q_proj": d + a, "k_proj": d + k, "v_proj": d + k, "o_proj": a + d, "gate_proj": d + f, "up_proj": d + f, "down_proj": f + d,
+    }  # fmt: skip
+    return shape.layers * rank * sum(size for name, size in sides.items() if not targets or name in targets)
 
 
 def trained_parameters(work: Work, settings: Settings) -> tuple[int, int]:
     """Of policy and critic."""
     if settings.lora_rank:
-        rank = settings.lora_rank
-        return lora_parameters(work.policy, rank), lora_parameters(work.critic, rank) + work.critic.width
+        policy, critic = (
+            lora_parameters(s, settings.lora_rank, settings.lora_targets) for s in (work.policy, work.critic)
+        )
+        return policy, critic + work.critic.width
     return work.policy.causal, work.critic.scalar
 
 
@@ -299,7 +308,8 @@ def _resident(work: Work, settings: Settings, ranks: int) -> tuple[dict[str, int
     ):  # layers' matrices as they are computed with, all else in float32; reward models are adapters
         w, matrices = compute_bytes(work.precision), work.policy.matrices
         held = w * matrices + 4 * (work.policy.causal - matrices + trained)
-        adapters = sum(lora_parameters(work.policy, settings.lora_rank) + work.policy.width for _ in work.rewards)
+        each = lora_parameters(work.policy, settings.lora_rank, settings.lora_targets) + work.policy.width
+        adapters = each * len(work.rewards)
         held, frozen = held + 4 * adapters, 0
     parts = {
         "weights": _divided(held, shards),

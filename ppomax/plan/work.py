@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from ppomax.config import PPOConfig
 from ppomax.errors import UserError
@@ -67,6 +68,23 @@ def work_of(config: PPOConfig) -> Work:
     )  # fmt: skip
 
 
+def _targets(named: str | list[str]) -> tuple[str, ...]:
+    """Which matrices of a layer `lora.target_modules` means, as peft reads it; none for all."""
+    if named == "all-linear":
+        return ()
+    attention, feed_forward = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    whole = {name: f"model.layers.0.self_attn.{name}" for name in attention}
+    whole |= {name: f"model.layers.0.mlp.{name}" for name in feed_forward}
+    found = tuple(
+        name
+        for name, path in whole.items()
+        if (re.fullmatch(named, path) if isinstance(named, str) else any(f".{path}".endswith(f".{n}") for n in named))
+    )
+    if not found:
+        raise UserError(f"lora.target_modules: {named} names none of {', '.join(whole)}")
+    return found
+
+
 def settings_of(config: PPOConfig) -> Settings:
     """What of ``config`` changes memory and speed alone."""
     return Settings(
@@ -74,5 +92,6 @@ def settings_of(config: PPOConfig) -> Settings:
         shard=config.parallel.shard, frozen=config.parallel.frozen,
         checkpointing=config.parallel.activation_checkpointing,
         lora_rank=config.lora.rank if config.lora is not None else 0,
+        lora_targets=_targets(config.lora.target_modules) if config.lora is not None else (),
         shared_base=config.lora is not None and config.lora.shared_base,
     )  # fmt: skip

@@ -337,6 +337,14 @@ def test_truncate_left_without_bos() -> None:
     assert truncate_left([1, 2, 3], [4], 2) == ([3], [4])
 
 
+def test_the_unknown_token_ends_no_turn() -> None:
+    """A template without an end token, and a vocabulary without the probe's last letter."""
+    inner = Tokenizer(models.BPE(vocab={"<unk>": 0, "</s>": 1, "a": 2, ":": 3}, merges=[], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = NO_END
+    assert ChatFormat(tokenizer).eos_ids == {1}
+
+
 Q, A, B, C = [False], [True], [True, True], [True] * 4
 
 

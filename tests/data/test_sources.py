@@ -116,6 +116,23 @@ def test_csv_cells_with_messages_and_with_json_text(tmp_path: Path) -> None:
     assert [m["content"] for m in second.messages] == ["it's q", "[1, 2]"]
 
 
+def test_csv_cells_with_a_history(tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_text(
+        'instruction,history,output\nand 3?,"[[""2?"", ""two""]]",three\n4?,[],four\n5?,"[(\'a\', \'b\')]",five\n'
+    )
+    records, _ = load_mixture([DataSource(path=str(path))], "dialogue")
+    said = [[m["content"] for m in r.messages] for r in records]  # type: ignore[union-attr]
+    assert said == [["2?", "two", "and 3?", "three"], ["4?", "four"], ["a", "b", "5?", "five"]]
+
+
+def test_files_about_a_folder_are_no_data(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "train.jsonl", texts(2))
+    for name in ("dataset_info.json", "dataset_infos.json"):
+        (tmp_path / "d" / name).write_text('{"citation": "", "splits": {}}')
+    assert words(load(tmp_path / "d")[0]) == [t["text"] for t in texts(2)]
+
+
 def test_empty_csv_cells_are_dropped_and_counted(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\nq,Yes I do,\nr,a,b\n,I think so,I think not\n")
     records, report = load(tmp_path / "pairs.csv", "pair")
@@ -220,6 +237,24 @@ def test_each_kind_takes_what_it_can(tmp_path: Path) -> None:
     assert report.sources[2].examples == {"repeated prompt": f"{paths['prompt']}:1"}
 
 
+def test_columns_of_every_layout_reach_the_prompt(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "2+2?"}]
+    answered = [*turns, {"role": "assistant", "content": "5"}]
+    more = {"answer": "4", "category": "sums", "nothing": None, "source": "s"}
+    rows = {
+        "prompt": {"prompt": "2+2?"}, "messages": {"messages": turns}, "dialogue": {"messages": answered},
+        "sharegpt": {"conversations": [{"from": "human", "value": "2+2?"}]}, "completion": {"prompt": "2+2?", "completion": "4"},
+        "pair": {"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "instruction": {"instruction": "2+2?", "output": "4"},
+    }  # fmt: skip
+    for name, row in rows.items():
+        path = write(tmp_path / f"{name}.jsonl", [{**row, **more}])
+        [prompt], _ = load_mixture([DataSource(path=str(path))], "prompt")
+        assert isinstance(prompt, Prompt)
+        given = {k: v for k, v in prompt.metadata if v is not None}
+        own = {k: row[k] for k in ("completion", "output") if k in row}  # what was answered may be what is asked for
+        assert (prompt.messages[0]["content"], given) == ("2+2?", {"answer": "4", "category": "sums", **own}), name
+
+
 @pytest.mark.parametrize(
     ("found", "kind"),
     [("prompt", "dialogue"), ("prompt", "pair"), ("dialogue", "pair"), ("text", "pair"), ("text", "prompt"),
@@ -266,6 +301,16 @@ def test_weight_repeats_and_takes_a_fixed_part(tmp_path: Path) -> None:
     assert words(both) == words(load(path)[0]) * 2 + half
     assert (report.sources[0].kept, report.sources[0].used) == (400, 800 + len(half))
     assert words(load(path, weight=0.5, seed=1)[0]) != half
+
+
+def test_what_is_evaluated_is_there_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", texts(40))
+    for weight in (1, 2.5, 3):
+        assert words(load_mixture([DataSource(path=str(path), weight=weight)], "text", once=True)[0]) == words(
+            load(path)[0]
+        )
+    half, _ = load_mixture([DataSource(path=str(path), weight=0.5)], "text", once=True)
+    assert words(half) == words(load(path, weight=0.5)[0])
 
 
 def test_limit_takes_the_first(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from ppomax.config import LoraConfig, PPOConfig
+from ppomax.errors import UserError
 from ppomax.models.loading import scalar_from_causal
 from ppomax.models.logprobs import hidden_states, token_logprobs
 from ppomax.models.norms import quicken_norms
@@ -33,6 +35,7 @@ from ppomax.plan.memory import (
     trained_parameters,
 )
 from ppomax.plan.shapes import Shape, count, shape_of
+from ppomax.plan.work import settings_of
 from ppomax.train.sharding import halve_layers
 
 SEVEN = shape_of("llama-7b")
@@ -153,6 +156,27 @@ def test_adapters() -> None:
     assert found["weights"] == 4 * -(-(P + S + 2 * by_hand + 4096) // 8)
     assert found["optimiser"] == 8 * -(-(2 * by_hand + 4096) // 8)
     assert found["frozen models"] == -(-(4 * S - 2 * 32 * (202_375_168 + 8192)) // 8)
+
+
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "v_proj"], ["self_attn.o_proj", "down_proj"], r".*(gate|up)_proj"]
+)
+def test_adapters_on_some_matrices_are_counted_as_peft_makes_them(targets: str | list[str]) -> None:
+    peft = pytest.importorskip("peft")
+    config = PPOConfig.model_validate(
+        {"model": "new-1m", "prompts": "p", "output_dir": "o", "lora": {"rank": 4, "target_modules": targets}}
+    )
+    shape, settings = shape_of("new-1m"), settings_of(config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(
+            num_hidden_layers=shape.layers, hidden_size=shape.width, intermediate_size=shape.ffn, vocab_size=shape.vocabulary,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, tie_word_embeddings=True,
+        ))  # fmt: skip
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    made = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert lora_parameters(shape, settings.lora_rank, settings.lora_targets) == made
+    with pytest.raises(UserError, match="names none of q_proj"):
+        settings_of(config.model_copy(update={"lora": LoraConfig(target_modules=["qkv"])}))
 
 
 def test_one_base_under_all_adapters() -> None:

@@ -236,6 +236,8 @@ def test_number_like_values_are_taken(chat: ChatFormat, values: Any) -> None:
         ([[1], [2], [3]], "a list for sample 0"),
         ([1.0, math.nan, math.inf], "returned nan for sample 1"),
         ([1.0, 2.0, -math.inf], "returned -inf for sample 2"),
+        ([1.0, 1e39, 2.0], "returned 1e+39 for sample 1"),
+        ([1.0, 10**400, 2.0], "returned an integer above 1e+30 for sample 1"),
         ([1.0, None, 2.0], "returned None for sample 1"),
         (["1", 2, 3], "a str for sample 0"),
         ([1.0, np.zeros(2), 3], "an array for sample 1"),

@@ -99,6 +99,13 @@ def test_a_token_of_no_weight_is_never_drawn() -> None:
     assert draw(probs.expand(4, -1), uniform).tolist() == [1, 1, 3, 3]
 
 
+def test_tiny_temperatures_are_greedy() -> None:
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 5
+    for temperature in (1e-5, 1e-7, 1e-40):
+        drawn = next_tokens(logits, torch.full((4,), 0.99), None, SamplingConfig(temperature=temperature, top_p=0.9))
+        assert torch.equal(drawn, logits.argmax(dim=-1))
+
+
 def test_top_k_and_greedy() -> None:
     logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]])
     assert keep_top_k(logits, 2).isinf().tolist() == [[True, False, False, True]]

@@ -139,6 +139,8 @@ def test_stop_strings_streaming_and_limits() -> None:
     assert stopped.finished
     assert Letters().decode(stopped.response_ids) == text[: text.index(text[5:7]) + 2]
     assert list(engine(model, eos=set(), max_new_tokens=15).stream([1, 5, 9], 4)) == free.response_ids
+    long = engine(model, eos=set(), max_new_tokens=50, stop=[Letters().decode([2] * 45)])
+    assert long._ends([3, *[2] * 44], 2) and not long._ends([2] * 43, 2), "longer than any fixed window"
     with pytest.raises(UserError, match="context of 64"):
         engine(model, max_new_tokens=60).generate(PROMPTS, [0] * 5)
 

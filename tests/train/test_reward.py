@@ -23,7 +23,9 @@ from ppomax.data.records import Dialogue, PreferencePair, Text
 from ppomax.errors import UserError
 from ppomax.models.loading import load_scalar_model, load_tokenizer
 from ppomax.models.scalar import on_backbone, reset_unit, score_sequences
+from ppomax.models.shared_base import RewardAdapter
 from ppomax.train.pairs import EncodedPair, collate, encode_pairs, make_schedule
+from ppomax.train.records import load_records
 from ppomax.train.reward import RewardTrainee, pair_losses, train_reward
 from ppomax.train.run import RunDirectory
 
@@ -395,6 +397,45 @@ def test_lora(
     )
     again = train_reward(config, model=make_lm(tie_word_embeddings=tied), tokenizer=tokenizer, pairs=pairs, resume=True)
     assert again.metrics == result.metrics
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_adapters_by_themselves_score_as_the_merged_model(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair], pad: bool
+) -> None:
+    pytest.importorskip("peft")
+    own = copy.deepcopy(tokenizer)
+    if not pad:  # then one is added, and the embeddings grow where there is no room
+        own.pad_token = None
+        own.add_tokens([f"<{i}>" for i in range(make_lm().config.vocab_size - len(own))])
+    make_lm().save_pretrained(tmp_path / "base")
+    own.save_pretrained(tmp_path / "base")
+    config = reward_config(
+        tmp_path / "run", model=str(tmp_path / "base"), lora={"rank": 4, "alpha": 16}, optim={"lr": 1e-2}
+    )
+    train_reward(config, pairs=pairs, demonstrations=[Dialogue((*p.prompt, *p.chosen)) for p in pairs])
+    final = tmp_path / "run" / "final"
+    models = [load_scalar_model(str(place)) for place in (final, final / "adapter")]
+    assert models[0].config.reward_offset == models[1].config.reward_offset != 0
+    assert models[0].get_input_embeddings().weight.shape == models[1].get_input_embeddings().weight.shape
+    ids, pad_id = [[1, 30, 40, 2], [1, 50, 2]], models[1].config.pad_token_id
+    assert pad_id == models[0].config.pad_token_id == load_tokenizer(str(final / "adapter")).pad_token_id
+    scores = [score_sequences(model, ids, pad_id=pad_id) - model.config.reward_offset for model in models]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
+    assert RewardAdapter.read(str(final / "adapter"), None).config["reward_offset"] == models[0].config.reward_offset
+
+
+def test_held_out_pairs_count_once_whatever_their_weight(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(40)))
+    shares = []
+    for weight in (1, 3):
+        config = reward_config(tmp_path / "run", data=[{"path": str(file), "weight": weight}], eval_fraction=0.3)
+        train, held_out, _ = load_records(config, "pair", None, None)
+        shares.append((len(train) // weight, [p.key for p in held_out]))
+        config = reward_config(tmp_path / "run", data=[str(file)], eval_data=[{"path": str(file), "weight": weight}])
+        assert len(load_records(config, "pair", None, None)[1]) == 40
+    assert shares[0] == shares[1] and len(set(shares[0][1])) == len(shares[0][1]) > 5
 
 
 def test_models_saved_elsewhere_load(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any) -> None:

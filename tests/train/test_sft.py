@@ -221,6 +221,13 @@ def test_overlong_dialogues_are_counted(tmp_path: Path, tokenizer: Any, dialogue
         assert len(examples) == kept
         assert any(word in line for line in lines), lines
         assert max(len(e.ids) for e in examples) <= 64
+    tale = Dialogue(({"role": "user", "content": "sky"}, {"role": "assistant", "content": "sea " * 90}))
+    [example], lines = encode_records([tale], chat, sft_config(tmp_path))
+    assert any(
+        "1 dialogues whose last answer alone is about max_length 64 or over lost that answer's end" in x for x in lines
+    )
+    whole = chat.encode_dialogue(tale.messages)[0]
+    assert example.ids.tolist() == whole[:64] and 0 < example.count < 64, "prompt and beginning of the answer"
     ids = encode_records([long], chat, sft_config(tmp_path))[0][0].ids.tolist()
     assert ids[0] == chat.bos_id  # stays at the front
     assert ids == ids[:1] + chat.encode_dialogue(long.messages)[0][-63:]
@@ -360,6 +367,22 @@ def test_a_finished_run_may_be_resumed(
     assert metrics_of(tmp_path / "run") == lines
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_a_resumed_run_keeps_its_data(
+    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
+) -> None:
+    config = sft_config(tmp_path / "run", epochs=1)
+    train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
+    before = sorted((p, p.read_bytes()) for p in (tmp_path / "run").rglob("*") if p.is_file())
+    for changed in (dialogues[:-1], dialogues[::-1]):
+        with pytest.raises(
+            UserError, match=r"made\.json: the run was begun with other data \('\d+ training records"
+        ) as caught:
+            train_sft(config, model=make_lm(), tokenizer=tokenizer, records=changed, resume=True)
+        assert "\n" not in str(caught.value)
+    after = sorted((p, p.read_bytes()) for p in (tmp_path / "run").rglob("*") if p.is_file())
+    assert after == before
 
 
 def test_lora(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
