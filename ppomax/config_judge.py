@@ -20,7 +20,8 @@ class RewardSourceConfig(Section):
     model: str | list[str] | None = None
     """reward model directory, or several that form an ensemble; own tokenizer allowed"""
     function: str | None = None
-    """`module:function`, called as f(prompts=[messages], responses=[text]) and returning one float each"""
+    """`module:function`, called as f(prompts=[messages], responses=[text]) and returning one float each; further parameters get
+    the column of that name of each prompt's record (answer=[...])"""
     url: str | None = None
     """HTTP endpoint: POST {"prompts": [...], "responses": [...]} answers {"scores": [...]}"""
     weight: float = 1.0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
@@ -153,7 +154,12 @@ def _is_quoted(text: str) -> bool:
     """One quoted YAML scalar: whoever writes '"\\n"' means a line break."""
     word = text.strip()
     pattern = r'"(?:[^"\\]|\\.)*"|\'(?:[^\']|\'\')*\''
-    return re.fullmatch(pattern, word, re.DOTALL) is not None
+    if re.fullmatch(pattern, word, re.DOTALL) is None:
+        return False
+    try:
+        return isinstance(yaml.safe_load(word), str)
+    except yaml.YAMLError:  # such as "\\d": then it is meant as it stands
+        return False
 
 
 def _takes_many(annotation: Any) -> bool:

@@ -73,7 +73,7 @@ def _refuse_in_ppo(config: PPOConfig, in_memory: Collection[str]) -> None:
     if config.watch.webhook is not None and not config.watch.webhook.startswith(("http://", "https://", "$")):
         raise UserError("watch.webhook: neither an http(s) address nor the $NAME of an environment variable")
     check_judges(config.watch.judge, "watch.judge")
-    for i, source in enumerate(config.reward):
+    for i, source in enumerate(config.reward if "reward" not in in_memory else ()):
         given = [name for name in ("model", "function", "url") if getattr(source, name)]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
@@ -128,7 +128,6 @@ def _inert_everywhere(config: RunConfig) -> Iterator[Inert]:
         for section in ("checkpoint", "parallel"):
             for name in type(getattr(config, section)).model_fields:
                 yield f"{section}.{name}", "nothing is trained here"
-        return
     if config.checkpoint.every == 0:
         yield "checkpoint.keep", "checkpoint.every is 0, so there is one checkpoint at the end"
     if not {"wandb", "trackio"} & set(config.trackers):

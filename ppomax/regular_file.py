@@ -20,7 +20,9 @@ def expand_path(path: str) -> str:
         path = re.sub(r"\$(?:PPOMAX_DATA\b|\{PPOMAX_DATA\})", "../shared/data", path)
     expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 (Path would lose a hub name's form)
     left = re.search(r"\$\{?(\w+)", expanded)
-    if left and not Path(expanded).exists():
+    place = Path(expanded)
+    literal = any("$" in path.name and path.exists() for path in (place, *place.parents))  # a name may hold a $
+    if left and not literal:
         raise UserError(f"path {path}: the environment variable {left[1]} is not set")
     return expanded
 

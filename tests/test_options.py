@@ -130,6 +130,7 @@ def test_lists() -> None:
     assert ppo("--sampling.stop", "Human:", "\\n").sampling.stop == ["Human:", "\\n"]
     assert ppo("--sampling.stop", "1", "no").sampling.stop == ["1", "no"]
     assert ppo("--sampling.stop", r'"\n\nHuman:"', "'it''s'", '"').sampling.stop == ["\n\nHuman:", "it's", '"']
+    assert ppo("--sampling.stop", r'"\d"').sampling.stop == [r'"\d"'], "no YAML, and so as it stands"
     assert ppo("--model", '"m x"').model == "m x" and ppo("--model", '"a" b').model == '"a" b'
     assert "sampling.stop.0" in error_of(PPOConfig, [*PPO, "--sampling.stop", '[""]'])
     assert ppo("--policy-optim.betas", "[0.8, 0.9]").policy_optim.betas == (0.8, 0.9)
@@ -387,8 +388,11 @@ def test_warnings_of_other_stages() -> None:
     assert "eval_fraction does nothing: eval_data is given" in warning
     words = ["--a=A", "--b=B", "--judge=world", "--prompts=p", "--output-dir=o"]
     assert warnings_for(resolve(DuelConfig, words)) == []
-    told = warnings_for(resolve(DuelConfig, [*words, "--parallel.shard=zero2", "--checkpoint.keep=9"]))
-    assert told == [f"{name} does nothing: nothing is trained here" for name in ("checkpoint.keep", "parallel.shard")]
+    told = warnings_for(
+        resolve(DuelConfig, [*words, "--parallel.shard=zero2", "--checkpoint.keep=9", "--tracker-project=x"])
+    )
+    inert = ("checkpoint.keep", "parallel.shard", "tracker_project")
+    assert [line.partition(" does nothing")[0] for line in told] == list(inert)
 
 
 # ------------------------------------------------------------------------------------------------- help

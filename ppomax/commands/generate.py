@@ -207,7 +207,7 @@ def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig) -> in
                 f"{out}:{number + 1}: was drawn from {row.get('model')} or from another seed than {config.model} with seed "
                 f"{config.seed}: use another --out"
             )
-        if row.get("settings") != _fingerprint(config):
+        if row.get("settings", _fingerprint(config)) != _fingerprint(config):  # files of before have none
             raise UserError(
                 f"{out}:{number + 1}: was drawn with other settings (sampling, chat_template, max_prompt_length, overlong or "
                 "precision): give those, or use another --out"

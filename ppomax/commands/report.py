@@ -33,7 +33,8 @@ def main(verb: str, words: list[str]) -> int:
     if not given.leading:
         raise UserError("which run? ppomax report RUN... (see ppomax report --help)")
     runs = [Path(expand_path(word)) for word in given.leading]
-    out = Path(expand_path(options.get("out") or str(runs[0] / "report.html" if len(runs) == 1 else "report.html")))
+    out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    out = Path(expand_path(options["out"])) if "out" in options else out
     if out.suffix != ".html":
         raise UserError(f"--out: {out}: the page must end in .html")
     if "out" in options and not os.access(out.parent, os.W_OK):  # told before the figures are drawn

@@ -17,6 +17,7 @@ from ppomax.data.messages import (
     Row,
     answer_turn,
     check_unicode,
+    is_history,
     parse_content,
     parse_instruction,
     parse_messages,
@@ -84,10 +85,16 @@ def read_prompt_completion(row: Row, place: Place) -> Record:
             raise Dropped(reason)
     if asked is None or answered is None:
         raise place.missing("`prompt` and `completion` (or `response`), or `instruction` and `output`", row)
-    with_input = asked == "instruction" or row.get("input") is not None or row.get("history") is not None
-    prompt = parse_instruction(row, asked, place) if with_input else parse_prompt(row[asked], asked, place)
-    if row.get("label") is False:  # as in KTO's data
-        raise Dropped("labelled as a bad answer")
+    more = [name for name in ("input", "history") if row.get(name)]
+    if (
+        asked == "prompt" and more and row.get("instruction") is None
+    ):  # beside an instruction, the prompt is made of both
+        readable = isinstance(row.get("input") or "", str) and is_history(row.get("history") or [])
+        asked = "instruction" if readable else asked
+        row = {**row, "instruction": row["prompt"], "context": None} if readable else row
+        if not readable:
+            place.notes.append(f"{' and '.join(more)} beside a prompt not used")
+    prompt = parse_instruction(row, asked, place) if asked == "instruction" else parse_prompt(row[asked], asked, place)
     messages = [*system_turn(row), *prompt, *answer_turn(row[answered], answered, place)]
     return _dialogue(tidy(messages, place), place)
 

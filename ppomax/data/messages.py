@@ -150,6 +150,14 @@ def answer_turn(value: Any, name: str, place: Place) -> list[Message]:
     return [{"role": "assistant", "content": value}]
 
 
+def is_history(value: Any) -> bool:
+    """Pairs of texts, question and answer."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in value
+    )
+
+
 def parse_instruction(row: Row, name: str, place: Place) -> list[Message]:
     """An instruction with its input, after the turns of its ``history`` (pairs of question and answer)."""
     prompt = parse_prompt(row[name], name, place)
@@ -159,9 +167,9 @@ def parse_instruction(row: Row, name: str, place: Place) -> list[Message]:
         if more.strip():
             prompt[-1] = {"role": "user", "content": f"{prompt[-1]['content']}\n\n{more}"}
     before: list[Message] = []
+    if not is_history(row.get("history") or []):
+        raise place.error("history must be a list of pairs of texts, question and answer")
     for turn in row.get("history") or []:
-        if not isinstance(turn, list | tuple) or len(turn) != 2 or not all(isinstance(t, str) for t in turn):
-            raise place.error("history must be a list of pairs of texts, question and answer")
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     return [*before, *prompt]
 

@@ -171,6 +171,8 @@ def _load_source(
             place = Place(origin, _source_name(row, stem), layout)
             try:
                 record = _convert(READERS[layout](row, place), kind, layout, name)
+                if kind == "dialogue" and layout == "prompt_completion" and str(row.get("label")).casefold() == "false":
+                    raise Dropped("labelled as a bad answer")  # as in KTO's data
             except Dropped as reason:
                 report.drop(str(reason), origin)
                 continue

@@ -21,14 +21,17 @@ def _shape(name: str, field: str, config: PPOConfig) -> Shape:
     return shape
 
 
-def _check_context(shape: Shape, field: str, config: PPOConfig) -> None:
-    """As the run does: policy, reference and critic must read the longest sample. Reward models cut its left."""
-    prompt, response = config.max_prompt_length, config.sampling.max_new_tokens
-    if shape.context is not None and prompt + response > shape.context:
+def _room(shape: Shape, field: str, config: PPOConfig) -> list[int]:
+    """Tokens that its context leaves to a prompt: the run refuses longer ones when it has read them. Empty: no limit."""
+    response = config.sampling.max_new_tokens
+    if shape.context is None:
+        return []
+    if response >= shape.context:
         raise UserError(
-            f"{field}: prompts of {prompt} and responses of {response} tokens do not fit the context of {shape.name}, "
-            f"{shape.context} tokens; lower max_prompt_length or sampling.max_new_tokens"
+            f"{field}: responses of {response} tokens leave nothing of the context of {shape.name}, {shape.context} tokens; "
+            "lower sampling.max_new_tokens"
         )
+    return [shape.context - response]
 
 
 def work_of(config: PPOConfig) -> Work:
@@ -55,31 +58,39 @@ def work_of(config: PPOConfig) -> Work:
             raise UserError(
                 f"reference: {config.reference} has another shape than {config.model}, which cannot be planned"
             )
-        _check_context(reference, "reference", config)
-    _check_context(policy, "model", config)
-    _check_context(critic, "critic.init", config)
+    rooms = [*_room(policy, "model", config), *_room(critic, "critic.init", config)]
     samples = config.rollout_batch * config.buffer_iterations
     return Work(
         policy=policy, critic=critic, rewards=rewards, reference=config.reference is not None or config.lora is None,
-        prompt=config.max_prompt_length, response=config.sampling.max_new_tokens, rollout_batch=config.rollout_batch,
+        prompt=min([config.max_prompt_length, *rooms]), response=config.sampling.max_new_tokens, rollout_batch=config.rollout_batch,
         minibatch=min(config.minibatch, samples), updates=config.ppo_epochs * math.ceil(samples / config.minibatch),
         precision=config.precision, penalty=config.sampling.repetition_penalty != 1,
         server=config.rollout.engine == "vllm", joint=config.grad_clip.joint,
     )  # fmt: skip
 
 
+MOST_LAYERS = 200
+
+
+def _means(named: str | list[str], path: str) -> bool:
+    if isinstance(named, str):
+        return re.fullmatch(named, path) is not None
+    return any(f".{path}".endswith(f".{name}") for name in named)
+
+
 def _targets(named: str | list[str]) -> tuple[str, ...]:
-    """Which matrices of a layer `lora.target_modules` means, as peft reads it; none for all."""
+    """Which matrices of a layer `lora.target_modules` means, as peft reads it, in any layer; none for all."""
     if named == "all-linear":
         return ()
     attention, feed_forward = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-    whole = {name: f"model.layers.0.self_attn.{name}" for name in attention}
-    whole |= {name: f"model.layers.0.mlp.{name}" for name in feed_forward}
-    found = tuple(
-        name
-        for name, path in whole.items()
-        if (re.fullmatch(named, path) if isinstance(named, str) else any(f".{path}".endswith(f".{n}") for n in named))
-    )
+    whole = {name: f"model.layers.{{}}.self_attn.{name}" for name in attention}
+    whole |= {name: f"model.layers.{{}}.mlp.{name}" for name in feed_forward}
+    try:
+        found = tuple(
+            name for name, path in whole.items() if any(_means(named, path.format(i)) for i in range(MOST_LAYERS))
+        )
+    except re.error as error:
+        raise UserError(f"lora.target_modules: {named} is no regular expression: {error}") from None
     if not found:
         raise UserError(f"lora.target_modules: {named} names none of {', '.join(whole)}")
     return found

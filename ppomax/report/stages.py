@@ -140,7 +140,7 @@ def read_directory(path: Path, name: str) -> Stage:
     return Stage(
         name, path,
         config=config,
-        metrics=read_lines(path / "metrics.jsonl", _is_update),
+        metrics=read_lines(path / "metrics.jsonl", bool if {"a", "b"} <= set(config) else _is_update),  # duels have no updates
         samples=read_lines(path / "samples.jsonl", _is_sample),
         evaluations=read_lines(path / "evaluations.jsonl", _is_evaluation),
         alarms=read_lines(path / "alarms.jsonl", _is_alarm),

@@ -30,6 +30,7 @@ from ppomax.models import loading
 from ppomax.models.passes import device_of
 from ppomax.models.precision import precision
 from ppomax.models.scalar import score_sequences
+from ppomax.regular_file import expand_path
 
 FIRST_PAUSE = 0.5
 """seconds before the first HTTP retry; each further pause is twice as long"""
@@ -214,7 +215,7 @@ def _load_members(
         raise UserError("reward: `model` is an empty list; name at least one reward model directory")
     members = []
     for path in paths:
-        if "/" not in path and not Path(path).exists():
+        if "/" not in path and not Path(expand_path(path)).exists():
             hint = did_you_mean(path, ["world"])
             raise UserError(
                 f"{path}: no reward model directory, and neither `world`, module:function nor an address{hint}"

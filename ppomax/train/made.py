@@ -27,6 +27,8 @@ from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import RunDirectory
 
 FILE = "made.json"
+FINGERPRINTS = 2
+"""changes with what the loaders make of the same files: other numbers than this cannot be compared"""
 LARGEST_DIGESTED = 64 * 2**20
 """bytes of a model or of data beyond which only sizes and the ends of the files are read for its digest"""
 END = 2**20
@@ -50,9 +52,11 @@ def versions() -> dict[str, str]:
 def record_start(run: RunDirectory, config: RunConfig, data: Sequence[str], **given: Any) -> None:
     """Write down this start. ``data``: what is to be said of the records; ``given``: arguments, None where the settings
     say it instead. UserError, on all ranks alike, where a resumed run was begun with other records."""
-    starts = read_starts(run.path)
-    if starts:
-        _require_same_records(starts[-1].get("data"), data, run.path / FILE)
+    starts = read_starts(run.path) if run.ranks.is_main else []
+    told = _other_records(starts[-1], data) if starts and run.latest() is not None else ""
+    if told := run.ranks.collect([told])[0]:
+        raise UserError(f"{run.path / FILE}: the run was begun with other data ({told}): resume with that, or begin in another "
+                        "output_dir")  # fmt: skip
     if not run.ranks.is_main:
         return
     size, device = run.ranks.size, run.ranks.device
@@ -65,24 +69,19 @@ def record_start(run: RunDirectory, config: RunConfig, data: Sequence[str], **gi
             {"field": field, "path": path, "digest": digest(path)}
             for field, path in files_of(config.model_dump(mode="json")) if field not in unread
         ],
-        "data": list(data),
+        "data": list(data), "fingerprints": FINGERPRINTS,
     }  # fmt: skip
     if not starts or starts[-1] != start:
         write_atomic(run.path / FILE, json.dumps({"starts": [*starts, start]}, indent=1, ensure_ascii=False) + "\n")
 
 
-def _require_same_records(before: Any, now: Sequence[str], file: Path) -> None:
-    """The order in which records come, and which are held out, goes on from the checkpoint: it holds for these alone."""
-    known = [line for line in before or () if "(fingerprint " in str(line)]
-    new = [line for line in now if "(fingerprint " in line]
-    if known and known != new:
-        changed = [
-            f"{old!r}, now {new[i]!r}" if i < len(new) else repr(old) for i, old in enumerate(known) if old not in new
-        ]
-        raise UserError(
-            f"{file}: the run was begun with other data ({'; '.join(changed) or f'{known}, now {new}'}): resume with that, or "
-            "begin in another output_dir"
-        )
+def _other_records(before: Mapping[str, Any], data: Sequence[str]) -> str:
+    """What differs from the records of an earlier start. The order in which they come, and which are held out, goes on from
+    the checkpoint: it holds for these alone."""
+    if before.get("fingerprints") != FINGERPRINTS:
+        return ""
+    known, now = ([line for line in lines if "(fingerprint " in line] for lines in (before["data"], data))
+    return "" if known == now else f"{', '.join(known)}; now {', '.join(now) or 'none'}"
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
@@ -121,10 +120,9 @@ def files_of(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def digest(path: str) -> str:
     """Words with 12 hex digits: of a file, of a model directory's weights, or of all files of a folder of data."""
-    place = Path(expand_path(path))
     try:
-        return _digest(place)
-    except OSError:
+        return _digest(Path(expand_path(path)))
+    except (OSError, UserError):
         return "not here as a file"
 
 

@@ -139,7 +139,7 @@ def demonstration_ids(
         last = max(i for i, m in enumerate(record.messages) if m["role"] == "assistant")
         ids, mask = chat.encode_dialogue(record.messages[: last + 1])
         fitted = fit_dialogue(ids, mask, config.max_length, config.overlong, chat.bos_id)
-        if fitted is None:
+        if fitted is None or fitted.cut == "answer":  # a model is asked for its score at an answer's end
             dropped += 1
         else:
             sequences.append(fitted.ids)

@@ -18,9 +18,10 @@ Where it departs from the paper or its released code:
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,11 @@ def train_ppo(
         prompts=prompts, ptx=ptx,
     )  # fmt: skip
     run = RunDirectory.open(config, ranks, resume=resume)
-    record_start(
-        run, config, data_lines(setup), policy=policy, tokenizer=tokenizer, reference=reference, critic=critic,
-        reward=reward, prompts=prompts, ptx=ptx,
-    )  # fmt: skip
+    with run.undone_if_nothing_came():
+        record_start(
+            run, config, data_lines(setup), policy=policy, tokenizer=tokenizer, reference=reference, critic=critic,
+            reward=reward, prompts=prompts, ptx=ptx,
+        )  # fmt: skip
     ranks.say(*(f"warning: {w}" for w in warnings_for(config)))
     policy, critic = setup.policy, setup.critic
     optimizers = {
@@ -412,6 +414,11 @@ def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
     return before - now < config.critic.pretrain_plateau * before
 
 
+def _plain(metadata: Mapping[str, Any]) -> str:
+    """The same text in every process: a set, or an object in memory, has none and counts by its type."""
+    return json.dumps(metadata, sort_keys=True, default=lambda value: type(value).__name__)
+
+
 def data_lines(setup: Setup) -> list[str]:
     """How many records of each kind, and fingerprints of what is in them."""
     kinds = {
@@ -419,7 +426,7 @@ def data_lines(setup: Setup) -> list[str]:
         "held-out prompts watched": setup.watch_prompts,
         "held-out prompts judged": setup.judge_prompts,
     }
-    found = {name: [(p.messages, p.ids, p.metadata) for p in prompts] for name, prompts in kinds.items()}
+    found = {name: [(p.messages, p.ids, _plain(p.metadata)) for p in prompts] for name, prompts in kinds.items()}
     every: dict[str, list[Any]] = {**found, "records of the ptx mix": setup.ptx}
     return [f"{len(items)} {name} (fingerprint {fingerprint(items)})" for name, items in every.items() if items]
 

@@ -322,7 +322,8 @@ def train_sft(
         divide(model, config.parallel, ranks, config.precision)
 
     run = RunDirectory.open(config, ranks, resume=resume)
-    record_start(run, config, data_lines, **given)
+    with run.undone_if_nothing_came():
+        record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
     ranks.say(*(f"warning: {w}" for w in warnings_for(config)))

@@ -74,6 +74,9 @@ def test_resume_never_mixes_models_or_seeds(
     assert main([*again, "--sampling.top-p", "0.5"]) == 2
     assert "out.jsonl:1: was drawn with other settings" in capsys.readouterr().err and out.read_text() == first
     assert main([*again, "--sampling.batch-size", "2"]) == 0  # shapes no answer
+    rows = [{k: v for k, v in json.loads(line).items() if k != "settings"} for line in first.splitlines()]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))  # drawn before settings were kept
+    assert main([*again, "--sampling.top-p", "0.5"]) == 0
     assert main(["generate", str(model), str(prompts), "--out", str(tmp_path), "--resume", *QUICK]) == 2
     assert "is a folder" in capsys.readouterr().err
 

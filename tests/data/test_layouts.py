@@ -48,7 +48,9 @@ DIALOGUES = [
     ("prompt_completion", {"instruction": "写一首诗", "input": "", "output": "床前明月光"}, ((U, "写一首诗"), (A, "床前明月光"))),
     ("prompt_completion", {"instruction": "Who?", "context": "Ann ran.", "response": "Ann"}, ((U, "Who?\n\nAnn ran."), (A, "Ann"))),
     ("prompt_completion", {"prompt": "Translate", "input": "cat", "completion": "猫"}, ((U, "Translate\n\ncat"), (A, "猫"))),
-    ("prompt_completion", {"prompt": "q", "completion": "a", "label": True}, ((U, "q"), (A, "a"))),
+    ("prompt_completion", {"prompt": "And 3?", "history": [["2?", "two"]], "completion": "three"},
+     ((U, "2?"), (A, "two"), (U, "And 3?"), (A, "three"))),
+    ("prompt_completion", {"prompt": "Do: a\n\nb", "instruction": "Do: a", "input": "b", "response": "c"}, ((U, "Do: a\n\nb"), (A, "c"))),
     ("sharegpt", {"conversations": [share("human", "a"), share("gpt", "b")]}, ((U, "a"), (A, "b"))),
     ("sharegpt", {"conversations": [share("system", "简短"), share("human", "问"), share("gpt", "答")]},
      ((S, "简短"), (U, "问"), (A, "答"))),
@@ -133,6 +135,12 @@ def test_prompts(value: Any, messages: Any) -> None:
     assert found == "prompt"
     assert record == Prompt(turns(*messages), "f", "f.jsonl:7", (("domain", "law"),))
     assert place.notes == []
+
+
+def test_columns_that_only_look_like_more_of_the_prompt_are_left_and_told() -> None:
+    record, place, _ = read({"prompt": "q", "input": 5, "history": "none", "completion": "a"})
+    assert record.messages == turns((U, "q"), (A, "a"))
+    assert place.notes == ["input and history beside a prompt not used"]
 
 
 def test_a_dialogue_nobody_answered_is_a_prompt() -> None:
@@ -248,7 +256,6 @@ HH = "\n\nHuman: a\n\nAssistant: "
         ({"prompt": turns((A, "b"))}, "no user turn"),
         ({"prompt": ""}, "empty prompt"),
         ({"text": " \n"}, "empty text"),
-        ({"prompt": "q", "completion": "bad", "label": False}, "labelled as a bad answer"),
         ({"text": "half an emoji \ud83d"}, "not valid Unicode"),
         ({"messages": turns((U, "\ud83d"), (A, "b"))}, "not valid Unicode"),
     ],

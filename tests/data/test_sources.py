@@ -18,6 +18,7 @@ from ppomax.config import DataSource
 from ppomax.data.records import Dialogue, PreferencePair, Prompt, Record, Text, groups_of, unit_hash
 from ppomax.data.sources import LoadReport, holdout, load_mixture
 from ppomax.errors import UserError
+from ppomax.regular_file import expand_path
 
 PAIR = {"prompt": "天？", "chosen": "蓝", "rejected": "红"}
 
@@ -126,6 +127,25 @@ def test_csv_cells_with_a_history(tmp_path: Path) -> None:
     assert said == [["2?", "two", "and 3?", "three"], ["4?", "four"], ["a", "b", "5?", "five"]]
 
 
+@pytest.mark.parametrize("name", ["k.jsonl", "k.csv"])
+def test_bad_answers_of_kto_data_are_not_taught_and_their_prompts_serve(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("csv"):
+        path.write_text("prompt,completion,label\np,good,True\nq,bad,False\n")
+    else:
+        write(
+            path,
+            [
+                {"prompt": "p", "completion": "good", "label": True},
+                {"prompt": "q", "completion": "bad", "label": False},
+            ],
+        )
+    records, report = load_mixture([DataSource(path=str(path))], "dialogue")
+    assert [r.messages[-1]["content"] for r in records] == ["good"]  # type: ignore[union-attr]
+    assert report.dropped == {"labelled as a bad answer": 1}
+    assert len(load_mixture([DataSource(path=str(path))], "prompt")[0]) == 2
+
+
 def test_files_about_a_folder_are_no_data(tmp_path: Path) -> None:
     write(tmp_path / "d" / "train.jsonl", texts(2))
     for name in ("dataset_info.json", "dataset_infos.json"):
@@ -175,6 +195,13 @@ def test_variables_and_default_data_folder(tmp_path: Path, monkeypatch: pytest.M
     assert len(load("$PPOMAX_DATA/b.jsonl")[0]) == 2
     with pytest.raises(UserError, match="environment variable NO_SUCH_VARIABLE is not set"):
         load("$NO_SUCH_VARIABLE/a.jsonl")
+    write(tmp_path / "cash$in" / "a.jsonl", texts(1))
+    assert len(load(tmp_path / "cash$in" / "a.jsonl")[0]) == 1, "a name may hold a $"
+    for fine in ("cash$in/new/place", "cash$in"):
+        assert expand_path(str(tmp_path / fine)) == str(tmp_path / fine)
+    for unset in ("$NO_SUCH", "new/$NO_SUCH/place", "cash$in2/new"):
+        with pytest.raises(UserError, match="is not set"):
+            expand_path(str(tmp_path / unset))
 
 
 class _Hub:

@@ -175,8 +175,11 @@ def test_adapters_on_some_matrices_are_counted_as_peft_makes_them(targets: str |
         adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
     made = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert lora_parameters(shape, settings.lora_rank, settings.lora_targets) == made
-    with pytest.raises(UserError, match="names none of q_proj"):
-        settings_of(config.model_copy(update={"lora": LoraConfig(target_modules=["qkv"])}))
+    some = settings_of(config.model_copy(update={"lora": LoraConfig(target_modules=r".*layers\.1\d\..*q_proj")}))
+    assert some.lora_targets == ("q_proj",), "counted on all layers"
+    for wrong, told in ((["qkv"], "names none of q_proj"), ("(q", "is no regular expression")):
+        with pytest.raises(UserError, match=told):
+            settings_of(config.model_copy(update={"lora": LoraConfig(target_modules=wrong)}))
 
 
 def test_one_base_under_all_adapters() -> None:

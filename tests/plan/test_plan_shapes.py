@@ -84,10 +84,18 @@ def _planned(model: str, **changes: object) -> PPOConfig:
 def test_a_plan_keeps_to_the_context() -> None:
     known = {"llama-7b": 2048, "llama-3-8b": 8192, "qwen3-8b": 40960, "qwen2.5-7b": 32768}
     assert {name: shape_of(name).context for name in known} == known
-    just = {"max_prompt_length": 2048 - 128, "sampling": {"max_new_tokens": 128}}
-    assert work_of(_planned("llama-7b", **just)).prompt == 1920
-    with pytest.raises(UserError, match=r"^model: prompts of 1921 and .* of llama-7b, 2048 tokens; lower max_prompt"):
-        work_of(_planned("llama-7b", **just | {"max_prompt_length": 1921}))
+    short = {"sampling": {"max_new_tokens": 128}}
+    for asked, planned in (
+        (300, 300),
+        (1920, 1920),
+        (1921, 1920),
+        (9000, 1920),
+    ):  # a run whose prompts are longer refuses them
+        assert work_of(_planned("llama-7b", **short, max_prompt_length=asked)).prompt == planned
+    with pytest.raises(
+        UserError, match=r"^model: responses of 2048 tokens leave nothing of the context of llama-7b, 2048 tokens"
+    ):
+        work_of(_planned("llama-7b", sampling={"max_new_tokens": 2048}))
 
 
 def test_a_reward_model_is_planned_as_a_critic_alone(tmp_path: Path) -> None:
@@ -96,9 +104,8 @@ def test_a_reward_model_is_planned_as_a_critic_alone(tmp_path: Path) -> None:
         max_position_embeddings=512, architectures=["LlamaForSequenceClassification"], num_labels=1,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
-    short = {"max_prompt_length": 300, "sampling": {"max_new_tokens": 100}, "reward": str(tmp_path)}
-    assert work_of(_planned("new-1m", **short)).critic.name == str(tmp_path)
+    short = {"max_prompt_length": 500, "sampling": {"max_new_tokens": 100}, "reward": str(tmp_path)}
+    work = work_of(_planned("new-1m", **short))
+    assert (work.critic.name, work.prompt) == (str(tmp_path), 412)
     with pytest.raises(UserError, match=r"^model: .* is a reward model, not a language model"):
         work_of(_planned(str(tmp_path), **short))
-    with pytest.raises(UserError, match=r"^critic\.init: prompts of 500 and responses of 100 tokens do not fit"):
-        work_of(_planned("new-1m", **short | {"max_prompt_length": 500}))

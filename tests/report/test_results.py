@@ -182,6 +182,7 @@ def test_page_has_all_sections_and_figures(runs: Path, tmp_path: Path) -> None:
     assert "| `kl.coef` | 0.05 | 0 |" in text and "| `output_dir`" not in text
     assert "python -m ppomax.report.results" in text
     assert "| `ppo_max` | 10.5 | sample 3.5 |" in text  # 21 iterations of 30 s
+    assert "| `duel_ppo_max` | 1.5 | answers_a 1.0, judge 0.5 |" in text
     assert "None" not in text and "nan" not in text.lower().replace("finance", "")
 
 

@@ -179,6 +179,15 @@ def test_overlong_dialogues_lose_their_left_and_are_counted(chat: ChatFormat, to
     assert source.truncated == 4
 
 
+def test_a_reward_model_may_be_named_by_a_variable(
+    chat: ChatFormat, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RM", saved(tmp_path / "rm", tokenizer))
+    samples = samples_of(chat)
+    named, whole = (make_source(RewardSourceConfig(model=m), chat)(samples) for m in ("$RM", str(tmp_path / "rm")))
+    assert named == whole
+
+
 def test_bad_reward_models(chat: ChatFormat, tokenizer: Any, tmp_path: Path) -> None:
     two = saved(tmp_path / "two", tokenizer, num_labels=2)
     for config, words in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ppo_tools import dialogues, lower_share, make_config, make_policy, make_tok
 
 from ppomax import __version__
 from ppomax.config import PPOConfig, SFTConfig
+from ppomax.data.records import Prompt
+from ppomax.errors import UserError
 from ppomax.report import page
 from ppomax.train import made
 from ppomax.train.made import digest, files_of, fingerprint, read_starts
@@ -67,6 +70,30 @@ def test_a_page_that_cannot_be_drawn_loses_nothing(
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     said = [line for line in capsys.readouterr().err.splitlines() if "report.html" in line]
     assert said == [f"warning: no report.html (no ink); `ppomax report {tmp_path}/run` makes it again"]
+
+
+def test_what_is_never_read_need_not_be_there(tmp_path: Path) -> None:
+    result = in_memory(tmp_path / "run", settings={"ptx": {"coef": 0.0, "data": ["$UNSET/mix.jsonl"]}})
+    (start,) = read_starts(tmp_path / "run")
+    assert start["files"] == [{"field": "ptx.data", "path": "$UNSET/mix.jsonl", "digest": "not here as a file"}]
+    (tmp_path / "run" / "made.json").unlink()  # a page then looks itself
+    assert "not here as a file" in page.ppo_page(result.path)
+
+
+def test_prompts_with_what_has_no_text_of_its_own_can_be_resumed(tmp_path: Path) -> None:
+    def given(answers: set[str], gold: str) -> list[Prompt]:
+        columns = (("answers", answers), ("one", object()), ("gold", gold))
+        return [replace(p, metadata=columns) for p in prompts()]
+
+    settings: dict[str, Any] = {"checkpoint": {"every": 1}}
+    model = {"policy": make_policy(), "tokenizer": make_tokenizer(), "reward": lower_share}
+    train_ppo(make_config(tmp_path / "run", **settings), **model, prompts=given({"a", "b", "c"}, "4"))
+    longer = make_config(tmp_path / "run", **settings, iterations=4)
+    with pytest.raises(
+        UserError, match=r"begun with other data \(11 prompts trained on \(fingerprint .*; now 11 prompts"
+    ):
+        train_ppo(longer, **model, prompts=given({"a", "b", "c"}, "5"), resume=True)
+    train_ppo(longer, **model, prompts=given({"c", "b", "a"}, "4"), resume=True)
 
 
 def test_sft_writes_it_down_too(tmp_path: Path) -> None:
