@@ -296,7 +296,7 @@ def _printer(ranks: Ranks) -> Callable[[str], None]:
 def _given_prompts(config: DuelConfig, say: Callable[[str], None]) -> list[Prompt] | None:
     if not config.prompts:
         return None
-    records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed, once=True)
+    records, report = load_mixture(config.prompts, "prompt", split_seed=config.split_seed)
     for line in report.lines():
         say(line)
     return [r for r in records if isinstance(r, Prompt)]

@@ -6,11 +6,12 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ppomax.cli import main
 from ppomax.errors import UserError
+from ppomax.report.frame import Figures, Picture
 from ppomax.report.page import ppo_page
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -59,7 +60,13 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, file: str) -> No
 
 
 def test_runs_of_like_names_keep_their_figures_apart(tmp_path: Path) -> None:
-    runs = [str(ppo_run(tmp_path / name, iterations=4)) for name in ("run 1", "run+1", "RUN_1")]
-    assert main(["report", *runs, "--out", str(tmp_path / "all.html"), "--figures", str(tmp_path / "figures")]) == 0
-    names = {file.name for file in (tmp_path / "figures").glob("time_*.svg")}
-    assert names == {"time_run_1.svg", "time_run_1_2.svg", "time_RUN_1_3.svg"}
+    def draw(files: Any) -> None:
+        for file in files:
+            file.write_text("")
+
+    taken: set[str] = set()
+    pictures = [Picture(f"time_{name}", "about", draw) for name in ("run 1", "run+1", "RUN_1")]
+    saved = [f.name for f in Figures("time", "Time", pictures).save(tmp_path, taken) if f.suffix == ".svg"]
+    saved += [f.name for f in Figures("time_run 1", "Time", [], whole=draw).save(tmp_path, taken) if f.suffix == ".svg"]
+    assert saved == ["time_run_1.svg", "time_run_1_2.svg", "time_RUN_1_3.svg", "time_run_1_4.svg"]
+    assert len(list(tmp_path.iterdir())) == 8

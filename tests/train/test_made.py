@@ -72,15 +72,21 @@ def test_a_page_that_cannot_be_drawn_loses_nothing(
     assert said == [f"warning: no report.html (no ink); `ppomax report {tmp_path}/run` makes it again"]
 
 
-def test_what_is_never_read_need_not_be_there(tmp_path: Path) -> None:
+def test_what_is_never_read_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = page.ppo_page
+    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
     result = in_memory(tmp_path / "run", settings={"ptx": {"coef": 0.0, "data": ["$UNSET/mix.jsonl"]}})
     (start,) = read_starts(tmp_path / "run")
     assert start["files"] == [{"field": "ptx.data", "path": "$UNSET/mix.jsonl", "digest": "not here as a file"}]
     (tmp_path / "run" / "made.json").unlink()  # a page then looks itself
-    assert "not here as a file" in page.ppo_page(result.path)
+    assert "not here as a file" in draw(result.path)
 
 
-def test_prompts_with_what_has_no_text_of_its_own_can_be_resumed(tmp_path: Path) -> None:
+def test_prompts_with_what_has_no_text_of_its_own_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
+
     def given(answers: set[str], gold: str) -> list[Prompt]:
         columns = (("answers", answers), ("one", object()), ("gold", gold))
         return [replace(p, metadata=columns) for p in prompts()]
