@@ -25,7 +25,6 @@ from ppomax.models.loading import load_scalar_model, load_tokenizer
 from ppomax.models.scalar import on_backbone, reset_unit, score_sequences
 from ppomax.models.shared_base import RewardAdapter
 from ppomax.train.pairs import EncodedPair, collate, encode_pairs, make_schedule
-from ppomax.train.records import load_records
 from ppomax.train.reward import RewardTrainee, pair_losses, train_reward
 from ppomax.train.run import RunDirectory
 
@@ -423,19 +422,6 @@ def test_adapters_by_themselves_score_as_the_merged_model(
     scores = [score_sequences(model, ids, pad_id=pad_id) - model.config.reward_offset for model in models]
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
     assert RewardAdapter.read(str(final / "adapter"), None).config["reward_offset"] == models[0].config.reward_offset
-
-
-def test_held_out_pairs_count_once_whatever_their_weight(tmp_path: Path) -> None:
-    file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"q{i}", "chosen": "a", "rejected": "b"}) + "\n" for i in range(40)))
-    shares = []
-    for weight in (1, 3):
-        config = reward_config(tmp_path / "run", data=[{"path": str(file), "weight": weight}], eval_fraction=0.3)
-        train, held_out, _ = load_records(config, "pair", None, None)
-        shares.append((len(train) // weight, [p.key for p in held_out]))
-        config = reward_config(tmp_path / "run", data=[str(file)], eval_data=[{"path": str(file), "weight": weight}])
-        assert len(load_records(config, "pair", None, None)[1]) == 40
-    assert shares[0] == shares[1] and len(set(shares[0][1])) == len(shares[0][1]) > 5
 
 
 def test_models_saved_elsewhere_load(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any) -> None:

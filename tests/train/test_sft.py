@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,27 +367,6 @@ def test_a_finished_run_may_be_resumed(
     assert metrics_of(tmp_path / "run") == lines
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
-
-
-def test_a_resumed_run_keeps_its_data(
-    tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
-) -> None:
-    config = sft_config(tmp_path / "run", epochs=1)
-    train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues)
-    before = sorted((p, p.read_bytes()) for p in (tmp_path / "run").rglob("*") if p.is_file())
-    for changed in (dialogues[:-1], dialogues[::-1]):
-        with pytest.raises(
-            UserError, match=r"made\.json: the run was begun with other data \(\d+ training records"
-        ) as caught:
-            train_sft(config, model=make_lm(), tokenizer=tokenizer, records=changed, resume=True)
-        assert "\n" not in str(caught.value)
-    after = sorted((p, p.read_bytes()) for p in (tmp_path / "run").rglob("*") if p.is_file())
-    assert after == before
-    made = tmp_path / "run" / "made.json"
-    made.write_text(made.read_text().replace('"fingerprints": 2', '"fingerprints": 1'))  # of a loader of before
-    train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues[:-1], resume=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")  # nothing goes on from there
-    train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues, resume=True)
 
 
 def test_lora(tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any) -> None:
