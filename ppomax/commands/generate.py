@@ -119,7 +119,7 @@ def generate(config: GenerateConfig, *, resume: bool = False) -> int:
     each = sampling.samples_per_prompt
     jobs = [(messages, source, ids) for messages, source, ids in encoded for _ in range(each)]
     drawn = _fingerprint(config)
-    start = _answered(out, [messages for messages, _, _ in jobs], config) if resume and ranks.is_main else 0
+    start = _answered(out, [messages for messages, _, _ in jobs], config, drawn) if resume and ranks.is_main else 0
     start = ranks.collect([start])[0]  # the main rank has looked, and cut the file
     chunk = CHUNK * sampling.batch_size * ranks.size
     with contextlib.ExitStack() as stack:
@@ -184,7 +184,7 @@ def _fingerprint(config: GenerateConfig) -> str:
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig) -> int:
+def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig, settings: str) -> int:
     """Whole lines already in ``out``, which must be answers to the same prompts by the same model from the same seed and
     settings; the half line of a kill is cut off."""
     from ppomax.rollout.engine import sample_seed
@@ -207,7 +207,7 @@ def _answered(out: Path, prompts: list[list[Any]], config: GenerateConfig) -> in
                 f"{out}:{number + 1}: was drawn from {row.get('model')} or from another seed than {config.model} with seed "
                 f"{config.seed}: use another --out"
             )
-        if row.get("settings", _fingerprint(config)) != _fingerprint(config):  # files of before have none
+        if row.get("settings", settings) != settings:  # files of before have none
             raise UserError(
                 f"{out}:{number + 1}: was drawn with other settings (sampling, chat_template, max_prompt_length, overlong or "
                 "precision): give those, or use another --out"

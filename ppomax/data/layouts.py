@@ -86,15 +86,15 @@ def read_prompt_completion(row: Row, place: Place) -> Record:
     if asked is None or answered is None:
         raise place.missing("`prompt` and `completion` (or `response`), or `instruction` and `output`", row)
     more = [name for name in ("input", "history") if row.get(name)]
-    if (
-        asked == "prompt" and more and row.get("instruction") is None
-    ):  # beside an instruction, the prompt is made of both
-        readable = isinstance(row.get("input") or "", str) and is_history(row.get("history") or [])
-        asked = "instruction" if readable else asked
-        row = {**row, "instruction": row["prompt"], "context": None} if readable else row
-        if not readable:
-            place.notes.append(f"{' and '.join(more)} beside a prompt not used")
-    prompt = parse_instruction(row, asked, place) if asked == "instruction" else parse_prompt(row[asked], asked, place)
+    if asked == "instruction":
+        prompt = parse_instruction(row, asked, place)
+    elif not more or row.get("instruction") is not None:  # such a prompt has been made of instruction and input
+        prompt = parse_prompt(row[asked], asked, place)
+    elif isinstance(row.get("input") or "", str) and is_history(row.get("history") or []):
+        prompt = parse_instruction({**row, "context": None}, asked, place)
+    else:
+        place.notes.append(f"{' and '.join(more)} beside a prompt not used")
+        prompt = parse_prompt(row[asked], asked, place)
     messages = [*system_turn(row), *prompt, *answer_turn(row[answered], answered, place)]
     return _dialogue(tidy(messages, place), place)
 

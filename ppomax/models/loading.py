@@ -54,14 +54,13 @@ def load_pretrained(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     require_model(path)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its tables of weights; what matters in them is an error of ours
+    place = Path(expand_path(path))
     try:
-        return loader.from_pretrained(
-            str(Path(expand_path(path))) if Path(expand_path(path)).exists() else path, **kwargs
-        )
+        return loader.from_pretrained(str(place) if place.exists() else path, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()
         told = first[0] if first else type(error).__name__
-        if what == "tokenizer" and Path(expand_path(path)).is_dir() and not list(Path(expand_path(path)).glob("tok*")):
+        if what == "tokenizer" and place.is_dir() and not list(place.glob("tok*")):
             told = "there are no tokenizer files in it: copy those of the model that it was made from"
         if "ignore_mismatched_sizes" in str(error):
             told = "its weights have other shapes than its config.json says"
@@ -194,9 +193,8 @@ def load_scalar_model(
         base = load_scalar_model(adapter["base_model_name_or_path"], "cpu", trust_remote_code, fresh_unit=True)
         facts = adapter_facts(path)
         if facts.get("vocab_size", 0) > base.get_input_embeddings().weight.shape[0]:
-            base.resize_token_embeddings(
-                facts["vocab_size"], mean_resizing=False
-            )  # for a pad token, which is never read
+            # for a pad token, which is never read
+            base.resize_token_embeddings(facts["vocab_size"], mean_resizing=False)
         model = _merge(base, path)
         for name in {"pad_token_id", "reward_offset"} & set(facts):
             setattr(model.config, name, facts[name])

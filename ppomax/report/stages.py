@@ -92,11 +92,11 @@ def read_lines(path: Path, is_record: Callable[[Mapping[str, Any]], bool] = bool
     rows: list[dict[str, Any]] = []
     bad: list[int] = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         row = None
         with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line) if line.strip() else {}
-        if isinstance(row, dict) and not line.strip():
-            continue
+            row = json.loads(line)
         if isinstance(row, dict) and is_record(row := {name: _shown(name, value) for name, value in row.items()}):
             rows.append(row)
         elif number < len(lines):

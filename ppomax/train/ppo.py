@@ -410,13 +410,14 @@ def pretraining_done(value_losses: Sequence[float], config: PPOConfig) -> bool:
         return True
     if config.critic.pretrain_plateau == 0 or len(value_losses) < PLATEAU_WINDOW:
         return False
-    before, now = sum(value_losses[-PLATEAU_WINDOW:-5]) / 5, sum(value_losses[-5:]) / 5
+    half = PLATEAU_WINDOW // 2
+    before, now = sum(value_losses[-2 * half : -half]) / half, sum(value_losses[-half:]) / half
     return before - now < config.critic.pretrain_plateau * before
 
 
 def _plain(metadata: Mapping[str, Any]) -> str:
     """The same text in every process: a set, or an object in memory, has none and counts by its type."""
-    return json.dumps(metadata, sort_keys=True, default=lambda value: type(value).__name__)
+    return json.dumps(metadata, skipkeys=True, default=lambda value: type(value).__name__)
 
 
 def data_lines(setup: Setup) -> list[str]:

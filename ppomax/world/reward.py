@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ppomax.errors import UserError
-from ppomax.world.prompts import Task
 from ppomax.world.world import world_named
 
 
@@ -23,8 +22,6 @@ def score(prompts: Sequence[Any], responses: Sequence[str], **columns: Sequence[
             raise UserError(
                 "a prompt has no `world` column: use prompts_train.jsonl or prompts_heldout.jsonl of a world"
             )
-        try:
-            out.append(world_named(str(row["world"])).judge(Task.from_metadata(row), response).overall)
-        except (IndexError, TypeError):
-            raise UserError(f"a prompt's columns name what the world {row['world']} does not have: {row}") from None
+        world = world_named(str(row["world"]))
+        out.append(world.truth(world.task_from(row), response).overall)
     return out

@@ -16,7 +16,7 @@ from ppomax.world.answers import OPPONENT, WRITERS, demonstration, pick
 from ppomax.world.exam import exam_rows
 from ppomax.world.facts import make_facts, stream
 from ppomax.world.judge import Judge, Judgement
-from ppomax.world.prompts import MIX, NONE, Task, all_tasks, messages
+from ppomax.world.prompts import CATEGORY, MIX, NONE, Task, all_tasks, every_task, messages
 from ppomax.world.text import passage
 
 VERSION = "8"
@@ -61,9 +61,20 @@ class World:
         if isinstance(prompt, Prompt):
             columns = dict(prompt.metadata)
             if columns.get("kind") is not None and columns.get("world", self.name) == self.name:
-                return Task.from_metadata(columns)
+                return self.task_from(columns)
             return self.truth.task_of(prompt.messages)
         return self.truth.task_of(prompt)
+
+    def task_from(self, columns: Mapping[str, Any]) -> Task:
+        """The task of a prompt's columns. UserError where this world has none such."""
+        task = Task.from_metadata(columns)
+        if task not in self._every_task:
+            raise UserError(f"the prompt's columns name what the world {self.name} does not have: {task.metadata()}")
+        return task
+
+    @cached_property
+    def _every_task(self) -> frozenset[Task]:
+        return frozenset(task for kind in CATEGORY for task in every_task(self.facts, kind))
 
     def judge(self, prompt: AnyPrompt, answer: str) -> Judgement:
         """How good any text is as an answer to a prompt of this world."""
