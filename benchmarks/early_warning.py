@@ -93,6 +93,15 @@ class Rule:
         return [self.name, self.level, *(self.score.cells() if self.score else [self.note, "-", "-", "-"])]
 
 
+RULES_HEAD = ("rule", "level", "in time", "before the peak", "lead, iterations", "false alarms")
+
+
+def as_data(rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    return [
+        {"rule": r.name, "level": r.level, **(r.score.as_dict() if r.score else {"no_input": r.note})} for r in rules
+    ]
+
+
 def our_rules(judged: Sequence[Truth]) -> list[Rule]:
     return [
         Rule(f"ppomax: {WHOLE if name == 'any' else name}", level, alarms, score(judged, alarms))
@@ -146,24 +155,25 @@ def their_rules(python: str, tuning: Sequence[Truth], judged: Sequence[Truth]) -
 
 def compared(judged: Sequence[Truth], rules: Sequence[Rule]) -> tuple[str, dict[str, Any]]:
     """Our collapse alarm beside rlwatch's rules on the same runs; where it is not ahead is said in words."""
-    ours = next(r for r in rules if (r.name, r.level) == (f"ppomax: {WHOLE}", "collapse"))
+    alarms = watched(judged)["any"]["collapse"]
+    ours = score(judged, alarms)
     lines, data, tied = [], {}, []
     for rule in rules:
         if not rule.name.startswith((f"rlwatch, defaults: {WHOLE}", "rlwatch, tuned together")):
             continue
-        found = paired(judged, ours.alarms, rule.alarms)
+        found = paired(judged, alarms, rule.alarms)
         title = f"{rule.name}, {rule.level}"
         lines.append([title, *found.cells()])
         data[title] = vars(found)
-        assert rule.score is not None and ours.score is not None
-        ahead = ours.score.in_time - rule.score.in_time
+        assert rule.score is not None
+        ahead = ours.in_time - rule.score.in_time
         p = sign_test(found.in_time[1], found.in_time[2])
         if ahead <= 0 or p > 0.05:
             how = "Not ahead" if ahead <= 0 else f"Ahead, but by no more than chance may give (p = {p:.2g}),"
             tied.append(
                 f"**{how} in recall of {title}**: it is in time in {rule.score.in_time} of {rule.score.collapsing} (the watch "
-                f"{ours.score.in_time}), with false alarms on {rule.score.false} of {rule.score.healthy} healthy runs (the watch "
-                f"{ours.score.false})."
+                f"{ours.in_time}), with false alarms on {rule.score.false} of {rule.score.healthy} healthy runs (the watch "
+                f"{ours.false})."
             )
     head = [
         "the watch's collapse alarm against", "in time: both", "only the watch", "only rlwatch", "neither", "sign test p",
@@ -191,6 +201,23 @@ def by_dips(judged: Sequence[Truth], rules: Sequence[Rule]) -> str:
         "below 50% too, and the win rate, which begins at 50% and is measured to one or two points, came back above it. Before "
         f"the first evaluation below 50% of all: {'; '.join(told)}."
     )
+
+
+def on_later_runs(python: str, tuning: Sequence[Truth], judged: Sequence[Truth]) -> tuple[str, dict[str, Any]]:
+    """The watch and rlwatch on the judged runs in whose sight no rule of the watch was changed; rlwatch tunes on all others."""
+    later, seen = [r for r in judged if not r.seen], [r for r in judged if r.seen]
+    text = prose(
+        f"{len(seen)} of the judged runs were in sight when the watch's rule for signs that meet (`combined`) was last changed, so on "
+        f"them its counts are no test. On the {len(later)} that came later (`SEEN` in `benchmarks/warning_runs.py`) they are; "
+        "rlwatch is tuned on all runs that came before, here."
+    )
+    if not all(kinds(later)):
+        return f"{text}\n\n{counts([*tuning, *seen], later)}", {}
+    theirs, settings = their_rules(python, [*tuning, *seen], later)
+    rules = [r for r in [*our_rules(later), *theirs] if WHOLE in r.name or "tuned together" in r.name]
+    comparison, data = compared(later, rules)
+    lines = [text, counts([*tuning, *seen], later), table(RULES_HEAD, [r.cells() for r in rules]), comparison]
+    return "\n\n".join(lines), {"rules": as_data(rules), "paired": data, "rlwatch": settings}
 
 
 # ------------------------------------------------------------------------------------------------ single metrics
@@ -269,7 +296,11 @@ def answer(readings: Sequence[Reading], judged: Sequence[Truth], ours: Score) ->
         f"{agrees}:",
     ]
     told_each = [f"- {r.metric}, in units of its {r.unit}: {told(r.score)}" for r in ranked]
-    told_each.append(f"- the watch, which reads all four and more: {told(ours)}")
+    seen = sum(r.seen for r in judged)
+    told_each.append(
+        f"- the watch, which reads all four and more: {told(ours)}; but {seen} of these {len(judged)} runs were in sight when its "
+        "rules were last changed"
+    )
     return "\n".join([prose(" ".join(lines)), "", *map(prose, told_each)])
 
 
@@ -387,25 +418,24 @@ def build(
     readings = read(tuning, judged)
     parts = []
     comparison: dict[str, Any] = {}
+    later: dict[str, Any] = {}
     if python:
         theirs, settings = their_rules(python, tuning, judged)
         rules += theirs
         text, comparison = compared(judged, rules)
-        parts = ["### The watch and rlwatch, run by run", text]
-    head = ["rule", "level", "in time", "before the peak", "lead, iterations", "false alarms"]
+        since, later = on_later_runs(python, tuning, judged)
+        parts = ["### The watch and rlwatch, run by run", text, "### The same on later runs", since]
     lines = [
-        counts(tuning, judged), "### Watch and rlwatch, detector by detector", table(head, [r.cells() for r in rules]), *parts,
+        counts(tuning, judged), "### Watch and rlwatch, detector by detector", table(RULES_HEAD, [r.cells() for r in rules]), *parts,
         *metric_tables(readings), "### Runs", runs_table(judged, collapse),
     ]  # fmt: skip
     if steered:
         lines += ["### With rollback", rollback_table(steered, [*tuning, *judged])]
     data = {
-        "rules": [
-            {"rule": r.name, "level": r.level, **(r.score.as_dict() if r.score else {"no_input": r.note})}
-            for r in rules
-        ],
+        "rules": as_data(rules),
         "paired": comparison,
         "rlwatch": settings,
+        "later": later,
         "metrics": {r.title: r.as_dict() for r in readings},
         "judged": {r.name: {"kind": r.kind, "fall": r.fall, "peak": r.peak, "alarm": collapse[r.name]} for r in judged},
         "tuning": {r.name: r.kind for r in tuning},

@@ -17,6 +17,9 @@ LOOKED_AT = {(arm, seed) for arm in ("vanilla", "ppo_max", "eta_005", "eta_01", 
 """(arm, seed) of counted runs that were looked at while thresholds were chosen. With those of lab/development that have a
 stream they tune; every other run is judged, whatever its arm and seed. Nobody looked at it to choose a threshold; but the rule
 about a KL penalty in force came when seventeen of them had been counted already (it changed no count of theirs)."""
+SEEN = frozenset(Path(__file__).with_name("warning_seen.txt").read_text(encoding="utf-8").split())
+"""Keys of the counted runs that were there on 1 December 2026, when `combined` came to need a sign of distance: that was chosen in
+sight of all of them, so the watch's counts on later runs alone are a test of it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Truth:
     """(iteration, smoothed win rate) of every evaluation after the first, which comes before any training"""
     dip: int | None = None
     """of a collapsing run: first iteration of any evaluation below 50%, whether or not the win rate came back"""
+    seen: bool = False
+    """whether the watch's rules were last changed in its sight"""
 
     @property
     def policy_rows(self) -> list[dict[str, Any]]:
@@ -88,7 +93,8 @@ def truth(result: Result) -> Truth:
         kind = "healthy"
     points = list(zip(at[1:], curve, strict=True))
     dip = next((i for i, rate in zip(at[1:], rates[1:], strict=True) if rate < 0.5), None) if fall is not None else None
-    return Truth(name, kind, fall, rows, result.header["arm"], result.seed, end(rates), last, points, dip)
+    arm, seen = result.header["arm"], result.key in SEEN
+    return Truth(name, kind, fall, rows, arm, result.seed, end(rates), last, points, dip, seen)
 
 
 def finished(folder: Path) -> Iterator[Result]:

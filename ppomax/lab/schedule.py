@@ -232,4 +232,8 @@ def last_line(log: Path) -> str:
 
 
 def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    """0 where there is none, or none any more: a job that is done puts its run away while we look."""
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0

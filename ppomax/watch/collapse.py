@@ -57,8 +57,8 @@ class CollapseWatch:
     """Online: `step` takes one line of metrics.jsonl and returns the new alarms, most often none.
 
     A detector speaks when its sign has held for its patience, once a level; again after `MEMORY` iterations without it.
-    The level ``collapse`` is reached by two kinds of warnings within `MEMORY` iterations, one of them about distance or
-    reward, by a KL beyond the entropy of the start, or by a number that is not finite.
+    The level ``collapse`` is reached by two kinds of warnings within `MEMORY` iterations, one of them about distance (of a
+    stream without KL: about reward), by a KL beyond the entropy of the start, or by a number that is not finite.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,9 @@ class CollapseWatch:
         """One more alarm where warnings of two kinds meet."""
         signs = {name: s for name, s in self.seen.items() if s["kind"]}
         kinds = {s["kind"] for s in signs.values()}
-        if len(kinds) < 2 or not kinds & {"distance", "reward"}:
+        # a policy that has not gone far has not collapsed: without a sign of distance, other signs meet in healthy runs too
+        needed = "distance" if self.history.now("kl/ref") is not None else "reward"
+        if len(kinds) < 2 or needed not in kinds:
             return []
         state = self.seen.get("combined")
         since = min(s["since"] for s in signs.values() if s["told"] >= 1)

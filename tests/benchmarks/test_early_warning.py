@@ -296,6 +296,7 @@ def test_the_answer_follows_the_areas() -> None:
         parts["answer"].split()
     )
     assert "- response length, in units of its noise: 3 of 3 [44%, 100%] in time" in " ".join(parts["answer"].split())
+    assert "but 0 of these 5 runs were in sight" in " ".join(parts["answer"].split())
     assert "Judged: 3 collapsing, 2 healthy" in parts["tables"]
     assert "17 collapsing and 18 healthy runs are missing yet" in " ".join(parts["tables"].split())
     assert {rule["rule"] for rule in data["rules"]} == {f"ppomax: {name}" for name in (ew.WHOLE, *ew.OURS)}
@@ -306,6 +307,40 @@ def test_the_answer_follows_the_areas() -> None:
     text = json.dumps(rounded(data), allow_nan=False)
     lead = json.loads(text, parse_constant=refuse)["metrics"]["perplexity, by its noise"]["at_that_width"]["lead"]
     assert lead is None
+
+
+def test_runs_in_sight_of_a_change_tune_for_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[str], list[str]]] = []
+
+    def their_rules(
+        python: str, tuning: list[wr.Truth], judged: list[wr.Truth]
+    ) -> tuple[list[ew.Rule], dict[str, Any]]:
+        asked.append(([r.name for r in tuning], [r.name for r in judged]))
+        alarms = {r.name: 3 for r in judged}
+        return [ew.Rule("rlwatch, tuned together: x", "as tuned", alarms, ws.score(judged, alarms))], {}
+
+    monkeypatch.setattr(ew, "their_rules", their_rules)
+    tuning = [replace(bad("t"), rows=rows(QUIET)), replace(good("u"), rows=rows(QUIET))]
+    old = [replace(run, seen=True, rows=rows(QUIET)) for run in (bad("a"), good("b"))]
+    new = [replace(run, rows=rows(QUIET)) for run in (bad("c"), bad("d"), good("e"))]
+    text, data = ew.on_later_runs("python", tuning, [*old, *new])
+    assert asked == [(["t", "u", "a", "b"], ["c", "d", "e"])]
+    assert "On the 3 that came later" in " ".join(text.split())
+    assert [(r["rule"], r["in_time"], r["collapsing"], r["false"], r["healthy"]) for r in data["rules"]] == [
+        ("ppomax: any detector", 0, 2, 0, 1), ("rlwatch, tuned together: x", 2, 2, 1, 1),
+    ]  # fmt: skip
+    text, data = ew.on_later_runs("python", tuning, [*old, *new[:2]])  # not both kinds yet: counts alone
+    assert (
+        data == {} and len(asked) == 1 and "18 collapsing and 20 healthy runs are missing yet" in " ".join(text.split())
+    )
+
+
+def test_runs_that_were_seen_are_known_by_their_keys() -> None:
+    key = next(iter(wr.SEEN))
+    run = result([0.5, 0.6, 0.62, 0.6, 0.61])
+    assert not wr.truth(run).seen
+    run.header["key"] = key
+    assert wr.truth(run).seen and len(wr.SEEN) == 100
 
 
 def test_a_page_keeps_its_words() -> None:

@@ -251,6 +251,27 @@ def test_order_slots_and_locks(tmp_path: Path) -> None:
     assert (tmp_path / "trace").read_text(encoding="utf-8").split() == ["a+", "a-", "b+", "b-"]
 
 
+def test_a_run_may_be_put_away_while_it_is_looked_at(tmp_path: Path) -> None:
+    workshop, _ = shell(tmp_path)
+    job = Job("a", {"sh": "true"}, iterations=5, folder=tmp_path / "run")
+    lines, away = tmp_path / "run" / "metrics.jsonl", tmp_path / "away"
+    lines.parent.mkdir()
+    lines.write_text("{}\n{}\n", encoding="utf-8")
+    move = "import os, sys\nwhile True:\n    os.rename(*sys.argv[1:3]); os.rename(*sys.argv[2:0:-1])"
+    mover = subprocess.Popen([sys.executable, "-c", move, str(lines), str(away)])
+    try:
+        until = time.monotonic() + 20
+        seen = set()
+        for _ in range(5000):
+            seen.add(workshop._of(job))
+        while seen != {0, 2} and time.monotonic() < until:
+            seen.add(workshop._of(job))
+    finally:
+        mover.kill()
+        mover.wait()
+    assert seen == {0, 2}
+
+
 def test_a_lone_start_has_all_cores_where_asked(tmp_path: Path) -> None:
     def threads(jobs: list[Job], **options: Any) -> dict[str, int]:
         workshop = Shell(tmp_path / "lone", 2, str, cores=4, **options)
