@@ -207,8 +207,8 @@ def on_later_runs(python: str, tuning: Sequence[Truth], judged: Sequence[Truth])
     """The watch and rlwatch on the judged runs in whose sight no rule of the watch was changed; rlwatch tunes on all others."""
     later, seen = [r for r in judged if not r.seen], [r for r in judged if r.seen]
     text = prose(
-        f"{len(seen)} of the judged runs were in sight when the watch's rule for signs that meet (`combined`) was last changed, so on "
-        f"them its counts are no test. On the {len(later)} that came later (`SEEN` in `benchmarks/warning_runs.py`) they are; "
+        f"{len(seen)} of the judged runs were in sight when the watch's rules were last changed, so on them its counts are no test. "
+        f"On the {len(later)} that came later (`SEEN` in `benchmarks/warning_runs.py`) they are; "
         "rlwatch is tuned on all runs that came before, here."
     )
     if not all(kinds(later)):

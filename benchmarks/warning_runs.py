@@ -18,8 +18,8 @@ LOOKED_AT = {(arm, seed) for arm in ("vanilla", "ppo_max", "eta_005", "eta_01", 
 stream they tune; every other run is judged, whatever its arm and seed. Nobody looked at it to choose a threshold; but the rule
 about a KL penalty in force came when seventeen of them had been counted already (it changed no count of theirs)."""
 SEEN = frozenset(Path(__file__).with_name("warning_seen.txt").read_text(encoding="utf-8").split())
-"""Keys of the counted runs that were there on 1 December 2026, when `combined` came to need a sign of distance: that was chosen in
-sight of all of them, so the watch's counts on later runs alone are a test of it."""
+"""Keys of the counted runs that were there on 1 December 2026, when `combined` came to need a sign of distance and `kl_doubling`
+was added: that was done in sight of all of them, so the watch's counts on later runs alone are a test of it."""
 
 
 @dataclass(frozen=True)

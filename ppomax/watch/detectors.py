@@ -113,6 +113,25 @@ def kl_acceleration(h: History) -> Sign | None:
     )
 
 
+def kl_doubling(h: History) -> Sign | None:
+    """KL doubles in every few iterations and is near the entropy of the start: it does not level off before it.
+
+    What `kl_distance` says once it is there, said on the way; most collapses come so fast that this is when there is time.
+    """
+    values, entropy = h.series("kl/ref", WINDOW), h.start("policy/entropy")
+    if len(values) < WINDOW or not entropy or entropy < 1e-6:
+        return None
+    shares = [max(value / entropy, 1e-4) for value in values]
+    rate, share = theil_sen([math.log(s) for s in shares]), median(shares[-3:])
+    if share < 0.4 * (REIN if reined(h) else 1.0) or rate < math.log(2) / 3.5:
+        return None
+    return Sign(
+        "collapse",
+        f"KL to the reference doubles every {math.log(2) / rate:.2g} iterations and is {share * entropy:.3g} nats a token, "
+        f"{share:.2g} of the entropy at the start",
+    )
+
+
 def reward_price(h: History) -> Sign | None:
     """Reward gained for distance: its slope over sqrt(KL a response), now against the average since the start.
 
@@ -282,6 +301,8 @@ DETECTORS = (
              "the policy says what the reference would not, where the reward model was never tested", KL_ADVICE),
     Detector("kl_acceleration", "distance", kl_acceleration,
              "the policy has found answers that the reward model overrates", KL_ADVICE),
+    Detector("kl_doubling", "distance", kl_doubling,
+             "the policy runs away from the reference, and a reward model that it outruns is exploited", KL_ADVICE),
     Detector("reward_price", "reward", reward_price,
              "what is easy to gain has been gained, and the policy moves on without becoming better", KL_ADVICE, counts_from="notice"),
     Detector("reward_tail", "reward", reward_tail, "some answers exploit the reward model (Figure 13)",

@@ -84,6 +84,13 @@ def acceleration(i: int, row: Row) -> None:
     row["reward/mean"] = 0.3 + 0.5 * math.sqrt(row["kl/ref_sequence"])
 
 
+def doubling(i: int, row: Row) -> None:
+    """Twice as far every three iterations, from .05 at the turn to half of the entropy; reward in proportion to sqrt(KL)."""
+    row["kl/ref"] = 0.05 * 2 ** min(max(i - TURN, -6) / 3, math.log2(10))
+    row["kl/ref_sequence"] = 100 * row["kl/ref"]
+    row["reward/mean"] = 0.3 + 0.5 * math.sqrt(row["kl/ref_sequence"])
+
+
 def price(i: int, row: Row) -> None:
     """A slow way off that buys nothing from the turn on."""
     row["kl/ref"] = 0.004 * i
@@ -122,7 +129,8 @@ def spike(i: int, row: Row) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[int, Row], None]]] = {
-    "far": ("kl_distance", distance), "accelerating": ("kl_acceleration", acceleration), "dear": ("reward_price", price),
+    "far": ("kl_distance", distance), "accelerating": ("kl_acceleration", acceleration),
+    "doubling": ("kl_doubling", doubling), "dear": ("reward_price", price),
     "tail": ("reward_tail", tail), "same scores": ("saturation", scaled("reward/std", 0.1)), "sure": ("perplexity", sure),
     "lost": ("perplexity", lost), "short": ("length_drift", scaled("response/length", 0.2)),
     "long": ("length_drift", scaled("response/length", 4.0)), "capped": ("length_drift", capped),
@@ -130,7 +138,11 @@ FAULTS: dict[str, tuple[str, Callable[[int, Row], None]]] = {
     "loops": ("diversity", loops), "compressible": ("diversity", scaled("response/compression", 0.3)),
     "critic": ("critic", unlearned), "spike": ("spikes", spike),
 }  # fmt: skip
-SIDE_EFFECTS = {"accelerating": {"kl_distance"}, "short": {"reward_price"}}
+SIDE_EFFECTS = {
+    "accelerating": {"kl_distance", "kl_doubling"},
+    "doubling": {"kl_acceleration"},
+    "short": {"reward_price"},
+}
 
 
 def alarms_of(rows: list[Row]) -> list[Alarm]:
@@ -281,6 +293,27 @@ def test_a_policy_beyond_the_entropy_of_the_start_has_collapsed() -> None:
         distance(i, row)
     found = [a for a in alarms_of(rows) if a.level == "collapse"]
     assert [a.detector for a in found] == ["kl_distance"] and 91 <= found[0].iteration <= 97
+
+
+def test_doubling_by_hand() -> None:
+    def runaway(times: float, until: float = 1.0) -> list[Row]:
+        rows = healthy(0)
+        for i, row in enumerate(rows):
+            row |= {"policy/entropy": 1.0, "kl/ref": min(0.05 * 2 ** ((i - TURN) / times), until)}
+        return rows
+
+    # .05 doubles three times in nine iterations: .4 at i = 49 is the median of the last three at 50; three in a row at 52
+    first = next(a for a in alarms_of(runaway(3)) if a.detector == "kl_doubling")
+    assert (first.iteration, first.level, first.since) == (52, "collapse", 48)
+    assert first.message.startswith(
+        "KL to the reference doubles every 3 iterations and is 0.635 nats a token, 0.63 of the entropy at the start"
+    )
+    assert not [a for a in alarms_of(runaway(3.6)) if a.detector == "kl_doubling"]  # slower than every 3.5
+    assert not [a for a in alarms_of(runaway(3, until=0.39)) if a.detector == "kl_doubling"]
+    held = runaway(3, until=0.79)
+    for row in held:  # .05 nats of reward a nat: reward has risen by .1 a nat, so half of it is paid
+        row |= {"kl/coef": 0.05, "kl/ref_sequence": row["kl/ref"], "reward/mean": 0.1 * row["kl/ref"]}
+    assert not [a for a in alarms_of(held) if a.detector == "kl_doubling"], "twice as far where a penalty is in force"
 
 
 @pytest.mark.parametrize(
