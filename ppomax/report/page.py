@@ -1,6 +1,6 @@
 """``ppomax report`` and RUN/report.html: one self-contained page of PPO and reward-model runs, from their own files.
 
-A PPO run writes its page at its end with `ppo_page`; `report` makes the same page later, of one run or of several. What
+A PPO or reward-model run writes its page at its end with `run_page`; `report` makes the same page later, of one run or of several. What
 models and data wrote is untrusted: see `frame`.
 """
 
@@ -23,7 +23,7 @@ from ppomax.report.stages import Stage, read_directory
 from ppomax.report.text import shortened
 from ppomax.train.progress import ProgressLine
 
-__all__ = ["Report", "ppo_page", "report"]
+__all__ = ["Report", "report", "run_page"]
 
 SHOWN_ALARMS = 20
 LONGEST_ALARM, LONGEST_SETTINGS = 1000, 30_000
@@ -111,19 +111,19 @@ class Report:
     figures: list[Figures]
 
 
-def report(paths: Sequence[Path]) -> Report:
+def report(paths: Sequence[Path], *, quiet: bool = False) -> Report:
     """The page of one or several run directories. UserError where one holds no PPO or reward-model run."""
     ppo: dict[str, Stage] = {}
     reward: dict[str, Stage] = {}
     for name, path in zip(_names(paths), paths, strict=True):
         of_kind = ppo if _kind(path) == "ppo" else reward
         of_kind[name] = read_directory(path, name)
-    return _report(ppo, reward, quiet=False)
+    return _report(ppo, reward, quiet=quiet)
 
 
-def ppo_page(run: Path) -> str:
-    """The page of a PPO run directory, as HTML."""
-    return _report({run.name: read_directory(run, run.name)}, {}).html
+def run_page(run: Path) -> str:
+    """The page of one run directory, as HTML."""
+    return report([run], quiet=True).html
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -152,7 +152,7 @@ def _kind(path: Path) -> str:
     raise UserError(f"{file}: neither a PPO nor a reward-model run; a report is made of these")
 
 
-def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: bool = True) -> Report:
+def _report(ppo: Mapping[str, Stage], reward: Mapping[str, Stage], *, quiet: bool) -> Report:
     every = {**ppo, **reward}
     names = list(every)
     said = [{"name": n, "sentences": two_sentences(r), "summary": ppo_part.summary(r)} for n, r in ppo.items()]

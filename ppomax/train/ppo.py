@@ -448,11 +448,5 @@ def finish(setup: Setup, config: PPOConfig, ranks: Ranks, run: RunDirectory, his
             "## Settings", "", "```yaml", dump_yaml(config).rstrip(), "```", "",
         ])  # fmt: skip
         save_final(policy, tokenizer, run.final, stage="ppo", card=card)
-        try:
-            from ppomax.report.page import ppo_page  # here: what draws it takes 28 MiB, which training has no use for
-
-            run.write("report.html", ppo_page(run.path))
-        except Exception as error:  # whatever it is: the run is done, and its files make the page again
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            ranks.say(f"warning: no report.html ({told}); `ppomax report {run.path}` makes it again")
+        run.write_page()
     ranks.barrier()

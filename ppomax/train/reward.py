@@ -395,4 +395,5 @@ def _finish(
         config=config,
     )
     loading.save_final(scalar, saved, run.final, stage="reward", card=card, reward_offset=results["reward_offset"])
+    run.write_page()
     print(f"saved {run.final}", flush=True)

@@ -54,10 +54,14 @@ def plain(value: Any) -> Any:
 class RunDirectory:
     """One stage's run directory. Only the main rank writes, and only it has trackers."""
 
-    def __init__(self, path: Path, ranks: Ranks, trackers: Trackers | None = None) -> None:
+    def __init__(
+        self, path: Path, ranks: Ranks, trackers: Trackers | None = None, settings_before: str | None = None
+    ) -> None:
+        """``settings_before``: the config.yaml that a resumed run had."""
         self.path = path
         self.ranks = ranks
         self.trackers = trackers or Trackers()
+        self.settings_before = settings_before
         # a run ends in many ways, and all of them let go of its directory
         weakref.finalize(self, self.trackers.close)
 
@@ -66,6 +70,7 @@ class RunDirectory:
         """Start a run, or go on with one. An existing run without ``resume`` is refused and left untouched."""
         path, resumed = claim(config, config.output_dir, "a run", resume=resume, may_change=MAY_CHANGE)
         saved = path / "config.yaml"
+        before = saved.read_text(encoding="utf-8") if resumed and ranks.is_main else None
         ranks.barrier()  # all ranks have looked before the first one writes
         if ranks.is_main:
             try:
@@ -73,7 +78,7 @@ class RunDirectory:
                 write_atomic(saved, dump_yaml(config))
             except OSError as error:
                 raise UserError(f"output_dir: {path} cannot be written: {error.strerror or error}") from None
-        return cls(path, ranks, cls._trackers(config, path, resumed) if ranks.is_main else None)
+        return cls(path, ranks, cls._trackers(config, path, resumed) if ranks.is_main else None, before)
 
     @staticmethod
     def _trackers(config: RunConfig, path: Path, resumed: bool) -> Trackers:
@@ -93,10 +98,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def undone_if_nothing_came(self) -> Iterator[None]:
-        """A UserError before the first metrics line leaves no run behind: the corrected command can be given at once."""
+        """A UserError before the first metrics line leaves no run behind: the corrected command can be given at once.
+
+        Of a run that was to be resumed it leaves what there was, settings included.
+        """
         try:
             yield
         except UserError:
+            if self.settings_before is not None:
+                write_atomic(self.path / "config.yaml", self.settings_before)
             if self.ranks.is_main and not (self.path / "metrics.jsonl").exists() and self.latest() is None:
                 for file in self.path.iterdir():
                     if file.is_file():
@@ -153,6 +163,7 @@ class RunDirectory:
 
     def log(self, record: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
         """Append one line."""
+        self.settings_before = None  # it has begun, with the settings that are there now
         if self.ranks.is_main:
             with (self.path / file).open("a", encoding="utf-8") as f:
                 f.write(json.dumps(plain(record), ensure_ascii=False) + "\n")
@@ -163,6 +174,18 @@ class RunDirectory:
         path = self.path / file
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # no other line ends
         return [json.loads(line) for line in lines if line]
+
+    def write_page(self) -> None:
+        """report.html, once everything else is written: an error while it is drawn loses nothing."""
+        if not self.ranks.is_main:
+            return
+        try:
+            from ppomax.report.page import run_page  # here: what draws it takes 28 MiB, which training has no use for
+
+            self.write("report.html", run_page(self.path))
+        except Exception as error:  # whatever it is: the run is done, and its files make the page again
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.ranks.say(f"warning: no report.html ({told}); `ppomax report {self.path}` makes it again")
 
     def write(self, file: str, text: str) -> None:
         if self.ranks.is_main:

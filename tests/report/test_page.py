@@ -16,7 +16,7 @@ import pytest
 from ppomax.cli import main
 from ppomax.config import PPOConfig, RewardConfig
 from ppomax.options import dump_yaml, from_mapping
-from ppomax.report.page import ppo_page, report
+from ppomax.report.page import report, run_page
 from ppomax.report.ppo_part import LONGEST_TEXT, figures, largest, shades
 from ppomax.report.run_verdict import WATCHED, two_sentences, win_rate
 from ppomax.report.stages import Stage
@@ -73,7 +73,7 @@ def ppo_run(folder: Path, text: str = "hello", iterations: int = 4, gain: float 
 
 
 def test_page_is_self_contained_and_escapes_everything(tmp_path: Path) -> None:
-    page = ppo_page(ppo_run(tmp_path / "run", HOSTILE))
+    page = run_page(ppo_run(tmp_path / "run", HOSTILE))
     tags = Tags(page)
     assert all(not key.startswith("on") for _, attrs in tags.seen for key in attrs)
     sources = [attrs["src"] for attrs in tags.all("img")]
@@ -89,7 +89,7 @@ def test_page_is_self_contained_and_escapes_everything(tmp_path: Path) -> None:
 
 
 def test_the_only_script_is_the_one_that_the_policy_names(tmp_path: Path) -> None:
-    page = ppo_page(ppo_run(tmp_path / "run", "</script><script>alert(1)"))
+    page = run_page(ppo_run(tmp_path / "run", "</script><script>alert(1)"))
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(scripts) == 1 == len(Tags(page).all("script"))
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
@@ -98,7 +98,7 @@ def test_the_only_script_is_the_one_that_the_policy_names(tmp_path: Path) -> Non
 
 
 def test_what_a_run_did(tmp_path: Path) -> None:
-    page = ppo_page(ppo_run(tmp_path / "run", kl={"coef": 0.25}))
+    page = run_page(ppo_run(tmp_path / "run", kl={"coef": 0.25}))
     assert "3 iterations, 12 policy updates, 1 iterations of critic pre-training, 4.0 minutes." in page
     assert "Minutes: sample 1.3 (33%), update 2.0 (50%), other 0.7 (17%)." in page
     assert "The reward rose, from 0.1 to 0.3 (+1.0 standard deviations of the first samples&#39; rewards)" in page
@@ -121,7 +121,7 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
         row |= {"kl/ref_k3": kl, "policy/perplexity": float(perplexity)}
     write(run / "metrics.jsonl", rows)
     (run / "alarms.jsonl").unlink()
-    page = ppo_page(run)
+    page = run_page(run)
     assert "What turned: KL to the reference (k3) from 0 to 0.4 nats a token (since iteration 4, and at 2); " in page
     assert "perplexity from 512 to 7 (since iteration 5); what did not: length 10 to 15 tokens; no alarms." in page
     for row, kl in zip(rows[1:], (0.0, 0.2, 0.05, 0.3, 0.01, 0.02), strict=True):
@@ -131,7 +131,7 @@ def test_what_turned_and_since_when(tmp_path: Path) -> None:
         run / "alarms.jsonl",
         [{"iteration": i, "level": "notice", "detector": "rollback", "message": ""} for i in (3, 5)],
     )
-    page = ppo_page(run)
+    page = run_page(run)
     assert (
         "What turned and came back: KL to the reference (k3) 0 to 0.02 nats a token, by way of 0.3 (iteration 2 to 4); "
         in page
@@ -255,7 +255,7 @@ def test_baselines_are_counted(tmp_path: Path, words: Any, said: str) -> None:
 def test_page_of_a_run_without_samples(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [{"iteration": 0, "phase": "critic", "update": 0, "time/total": 1.0}])
     (tmp_path / "config.yaml").write_text("model: m\n", encoding="utf-8")
-    page = ppo_page(tmp_path)
+    page = run_page(tmp_path)
     assert "0 iterations, 0 policy updates" in page and "No iteration of the policy is finished yet (1 of" in page
 
 
@@ -263,9 +263,9 @@ def test_a_run_that_is_still_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     run = ppo_run(tmp_path / "run", iterations=4)
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(whole + '{"iteration": 4, "pha')
-    assert "3 iterations, 12 policy updates" in ppo_page(run) and "Not finished: " in ppo_page(run)
+    assert "3 iterations, 12 policy updates" in run_page(run) and "Not finished: " in run_page(run)
     (run / "metrics.jsonl").write_text('{"iteration": 4, "pha\n' + whole)
-    assert "12 policy updates" in ppo_page(run)
+    assert "12 policy updates" in run_page(run)
     assert f"{run / 'metrics.jsonl'}:1: no record; 1 such lines" in capsys.readouterr().err
 
 
@@ -333,7 +333,7 @@ def test_reward_model_runs(tmp_path: Path) -> None:
 
 def test_how_it_was_made(tmp_path: Path) -> None:
     run = ppo_run(tmp_path / "run")
-    page = ppo_page(run)
+    page = run_page(run)
     assert "no record of its start (made.json): digests are of the files as they are now" in page
     assert "model: m, not here as a file" in page and "memory" not in page
     start = {"versions": {"ppomax": "0.1.0", "python": "3.12.1", "torch": "2.11.0"}, "ranks": 8, "nodes": 2,
@@ -341,7 +341,7 @@ def test_how_it_was_made(tmp_path: Path) -> None:
              "files": [{"field": "ptx.data", "path": "mix.jsonl", "digest": "digest bb"}]}  # fmt: skip
     later = {**start, "versions": {"ppomax": "0.2.0"}, "ranks": 1, "device": "cpu"}
     (run / "made.json").write_text(json.dumps({"starts": [start, later]}))
-    page = ppo_page(run)
+    page = run_page(run)
     assert (
         f"<pre>torchrun --nnodes 2 --nproc_per_node 4 -m ppomax ppo {tmp_path}/run/config.yaml --output_dir ELSEWHERE</pre>"
     ) in page
@@ -454,7 +454,7 @@ def test_tokens_are_shaded_by_their_kl(tmp_path: Path) -> None:
            "kl": 3.8, "length": 6, "finished": True, "pieces": ["same", "<b>", " more", " far", "", " less"],
            "token_kl": [0.1, 0.3, 0.9, 3.0, 9.0, -1.5]}  # fmt: skip
     write(run / "samples.jsonl", [row])
-    page = ppo_page(run)
+    page = run_page(run)
     assert (
         'same<span class="more1">&lt;b&gt; more</span><span class="more3"> far</span><span class="less2"> less</span>'
     ) in page
@@ -462,7 +462,7 @@ def test_tokens_are_shaded_by_their_kl(tmp_path: Path) -> None:
     cells = [f"{a} {b}" for a, b in re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", listed)]
     assert cells == ["(adds no text) +9.00", " far +3.00", " less -1.50", " more +0.90", "&lt;b&gt; +0.30"]
     assert "orange where the policy is likelier" in page
-    assert "orange where" not in ppo_page(ppo_run(tmp_path / "old")), "a run that kept no tokens has no legend"
+    assert "orange where" not in run_page(ppo_run(tmp_path / "old")), "a run that kept no tokens has no legend"
 
 
 def test_shading_keeps_to_the_room_of_an_answer() -> None:

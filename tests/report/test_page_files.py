@@ -12,7 +12,7 @@ import pytest
 
 from ppomax.errors import UserError
 from ppomax.report.frame import Figures, Picture
-from ppomax.report.page import ppo_page
+from ppomax.report.page import run_page
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_page import ppo_run, write
@@ -28,11 +28,11 @@ EVERYWHERE = {
 
 def test_records_that_lack_what_makes_them_one_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ppo_run(tmp_path / "run", iterations=4)
-    page = ppo_page(run)
+    page = run_page(run)
     for file, lines in EVERYWHERE.items():
         with (run / file).open("a") as out:
             out.writelines(line + "\n" for line in lines)
-    assert ppo_page(run) == page
+    assert run_page(run) == page
     told = capsys.readouterr().err
     for file, lines in EVERYWHERE.items():
         assert re.search(rf"{file}:\d+: no record; {len(lines)} such lines are left out", told)
@@ -43,9 +43,9 @@ def test_numbers_that_no_figure_can_show_are_missing_ones(tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     wild = {"reward/mean": 10**400, "loss/policy": 1.7e308, "kl/ref": "0.5", "time/total": "x"}
     write(run / "metrics.jsonl", [{**row, **wild} for row in rows])
-    given = ppo_page(run)
+    given = run_page(run)
     write(run / "metrics.jsonl", [{**row, **dict.fromkeys(wild)} for row in rows])
-    assert given == ppo_page(run)
+    assert given == run_page(run)
     assert "No iteration of the policy has a reward (3 are on record)." in given
 
 
@@ -55,7 +55,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, file: str) -> No
     for data in (b"a: [1\n b: :", b"\xe9"):
         (run / file).write_bytes(data)
         with pytest.raises(UserError, match=rf"{file}: (no JSON object|cannot be read as settings)") as caught:
-            ppo_page(run)
+            run_page(run)
         assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppomax.data.records import Dialogue, PreferencePair
 from ppomax.models.fresh import train_tokenizer
+from ppomax.report import page
 
 SENTENCES = [
     "Where does the river go?", "To the sea.", "What colour is the sky today?", "Grey, I am afraid.", "Hello there",
@@ -100,3 +101,10 @@ def pairs() -> list[PreferencePair]:
             )
         )
     return out
+
+
+@pytest.fixture(autouse=True)
+def no_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report.html at the end of a run, whose figures take longer than the training; `draws_page` asks for it."""
+    if "draws_page" not in request.keywords:
+        monkeypatch.setattr(page, "run_page", lambda folder: "")

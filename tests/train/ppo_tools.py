@@ -112,10 +112,10 @@ def make_config(output_dir: Path | str, **changes: Any) -> PPOConfig:
 
 def skip_report() -> None:
     """Leave out RUN/report.html, whose figures take longer than the training; `run` draws it on demand."""
-    page.ppo_page = lambda folder: ""  # type: ignore[assignment]
+    page.run_page = lambda folder: ""  # type: ignore[assignment]
 
 
-DRAW = page.ppo_page
+DRAW = page.run_page
 
 
 def run(
@@ -128,7 +128,7 @@ def run(
     options = {**defaults, **given}
     options["policy"] = options["policy"] or make_policy()
     options["tokenizer"] = options["tokenizer"] or make_tokenizer()
-    with mock.patch.object(page, "ppo_page", DRAW if report else lambda folder: ""):
+    with mock.patch.object(page, "run_page", DRAW if report else lambda folder: ""):
         return train_ppo(make_config(output_dir, **(changes or {})), **options)
 
 

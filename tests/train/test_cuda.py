@@ -17,7 +17,6 @@ from ppomax.config import LoraConfig, RewardConfig, SamplingConfig, SFTConfig
 from ppomax.data.chat import ChatFormat
 from ppomax.data.records import PreferencePair
 from ppomax.models.loading import add_lora, save_final
-from ppomax.report import page
 from ppomax.rollout.engine import Completion
 from ppomax.rollout.transformers_engine import TransformersEngine
 from ppomax.train.parallel import Ranks
@@ -191,11 +190,10 @@ def test_a_shared_base_never_lies_on_the_device_twice(tmp_path: Path) -> None:
     assert allocated(peak=True) - before <= SLACK
 
 
-def test_a_shared_base_is_trained_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_base_is_trained_in_bf16(tmp_path: Path) -> None:
     start, reward = write_models(tmp_path / "models")
     changes = {**SETTINGS, "model": start, "reward": reward, "precision": "bf16", "device": DEVICE,
                "parallel.activation_checkpointing": True}  # fmt: skip
-    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
     train_ppo(ppo_tools.make_config(tmp_path / "out", **changes), prompts=ppo_tools.prompts())
     rows = numbers(tmp_path / "out")
     assert len(rows) == 2

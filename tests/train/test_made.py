@@ -20,6 +20,7 @@ from ppomax.config import PPOConfig, SFTConfig
 from ppomax.data.records import Prompt
 from ppomax.errors import UserError
 from ppomax.report import page
+from ppomax.report.page import report
 from ppomax.train import made
 from ppomax.train.made import digest, files_of, fingerprint, read_starts
 from ppomax.train.ppo import train_ppo
@@ -32,7 +33,6 @@ def in_memory(path: Path, **changes: Any) -> Any:
 
 
 def test_a_run_writes_down_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
     (tmp_path / "mix.jsonl").write_text('{"text": "a red fruit"}\n')
     settings = {"ptx": {"coef": 1.0, "data": [str(tmp_path / "mix.jsonl")]}, "checkpoint": {"every": 1}}
     in_memory(tmp_path / "run", settings=settings)
@@ -65,27 +65,22 @@ def test_a_page_that_cannot_be_drawn_loses_nothing(
     def broken(folder: Path) -> str:
         raise ValueError("no ink\nand a second line")
 
-    monkeypatch.setattr(page, "ppo_page", broken)
+    monkeypatch.setattr(page, "run_page", broken)
     in_memory(tmp_path / "run")
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     said = [line for line in capsys.readouterr().err.splitlines() if "report.html" in line]
     assert said == [f"warning: no report.html (no ink); `ppomax report {tmp_path}/run` makes it again"]
 
 
-def test_what_is_never_read_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = page.ppo_page
-    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
+def test_what_is_never_read_need_not_be_there(tmp_path: Path) -> None:
     result = in_memory(tmp_path / "run", settings={"ptx": {"coef": 0.0, "data": ["$UNSET/mix.jsonl"]}})
     (start,) = read_starts(tmp_path / "run")
     assert start["files"] == [{"field": "ptx.data", "path": "$UNSET/mix.jsonl", "digest": "not here as a file"}]
     (tmp_path / "run" / "made.json").unlink()  # a page then looks itself
-    assert "not here as a file" in draw(result.path)
+    assert "not here as a file" in report([result.path], quiet=True).html
 
 
-def test_prompts_with_what_has_no_text_of_its_own_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
+def test_prompts_with_what_has_no_text_of_its_own_can_be_resumed(tmp_path: Path) -> None:
 
     def given(answers: set[str], gold: str) -> list[Prompt]:
         columns = (("answers", answers), ("one", object()), ("gold", gold))
@@ -99,7 +94,9 @@ def test_prompts_with_what_has_no_text_of_its_own_can_be_resumed(
         UserError, match=r"begun with other data \(11 prompts trained on \(fingerprint .*; now 11 prompts"
     ):
         train_ppo(longer, **model, prompts=given({"a", "b", "c"}, "5"), resume=True)
+    assert "\niterations: 2\n" in (tmp_path / "run" / "config.yaml").read_text(), "what was refused changes nothing"
     train_ppo(longer, **model, prompts=given({"c", "b", "a"}, "4"), resume=True)
+    assert "\niterations: 4\n" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_sft_writes_it_down_too(tmp_path: Path) -> None:

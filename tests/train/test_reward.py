@@ -227,7 +227,7 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/", "memory/"))} for line in lines]
 
 
-@pytest.mark.parametrize("lm_coef", [0.0, 1.0])
+@pytest.mark.parametrize("lm_coef", [pytest.param(0.0, marks=pytest.mark.draws_page), 1.0])
 def test_learns_a_planted_preference(
     tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, pairs: list[PreferencePair], dialogues: list[Dialogue],
     lm_coef: float,
@@ -253,6 +253,8 @@ def test_learns_a_planted_preference(
     for name in ("gap_histogram", "accuracy", "calibration"):
         assert (run / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "longer wins" in (run / "final" / "README.md").read_text()
+    if lm_coef == 0:
+        assert "Reward-model run run" in (run / "report.html").read_text(encoding="utf-8")
 
     # the offset makes the mean over demonstrations 0, by our loader
     model, tok = load_scalar_model(str(run / "final")), load_tokenizer(str(run / "final"))

@@ -17,7 +17,6 @@ from ppomax.models.loading import add_lora, load_causal_lm, load_scalar_model, s
 from ppomax.models.passes import whole
 from ppomax.models.responses import response_logprobs, response_values
 from ppomax.models.scalar import on_backbone, reset_unit
-from ppomax.report import page
 from ppomax.rollout.engine import Completion
 from ppomax.rollout.experience import Experience
 from ppomax.train.parallel import Ranks
@@ -117,12 +116,9 @@ def test_the_base_lies_in_memory_once(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_ppo_trains_two_adapters_and_nothing_else(
-    models: tuple[str, str], tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ppo_trains_two_adapters_and_nothing_else(models: tuple[str, str], tmp_path: Path, precision: str) -> None:
     changes = {**SETTINGS, "model": models[0], "reward": models[1], "precision": precision,
                "parallel.activation_checkpointing": True}  # fmt: skip
-    monkeypatch.setattr(page, "ppo_page", lambda folder: "")
     result = train_ppo(make_config(tmp_path / "out", **changes), prompts=prompts())
     base, final = load_causal_lm(models[0]), AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "final")
     assert (final.model.layers[0].mlp.up_proj.weight - base.model.layers[0].mlp.up_proj.weight).abs().max() > 1e-5
