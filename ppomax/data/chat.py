@@ -14,7 +14,7 @@ templates whose turns begin with control tokens can.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,11 +92,18 @@ class ChatFormat:
 
     # ------------------------------------------------------------------------------------------ encoding
 
-    def encode_dialogue(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Ids of a dialogue, and True on the tokens of assistant turns, their end-of-turn token included."""
+    def encode_dialogue(
+        self, messages: Sequence[Message], untrained: Collection[int] = ()
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a dialogue, and True on the tokens of assistant turns, their end-of-turn token included.
+
+        ``untrained``: indices of messages whose tokens are False all the same (`Dialogue.untrained`).
+        """
         ids: list[int] = []
         mask: list[bool] = []
-        for part, trained in self._segments(messages):
+        turns = (i for i, message in enumerate(messages) if message["role"] == "assistant")
+        for part, of_assistant in self._segments(messages):
+            trained = of_assistant and next(turns) not in untrained
             ids += part
             mask += [trained] * len(part)
         return ids, mask

@@ -41,7 +41,12 @@ def _dialogue(messages: list[Message], place: Place) -> Record:
     if last + 1 < len(messages):
         place.notes.append("turns after the last assistant turn cut")
     starts_with_user(messages)
-    return Dialogue(tuple(messages[: last + 1]), place.source, place.origin)
+    turns = [i for i, m in enumerate(messages[: last + 1]) if m["role"] == "assistant"]
+    untrained = tuple(i for i in turns if messages[i].get("weight") == 0)
+    if len(untrained) == len(turns):
+        raise Dropped("every assistant turn has the weight 0")
+    plain: list[Message] = [{"role": m["role"], "content": m["content"]} for m in messages[: last + 1]]
+    return Dialogue(tuple(plain), place.source, place.origin, untrained)
 
 
 def _as_prompt(messages: list[Message], place: Place, metadata: tuple[tuple[str, Any], ...]) -> Prompt:
@@ -61,15 +66,17 @@ def read_messages(row: Row, place: Place) -> Record:
     name = next((n for n in ("messages", "conversation", "conversations") if row.get(n) is not None), None)
     if name is None:
         raise place.missing("`messages` (or `conversation`)", row)
-    return _dialogue(tidy([*system_turn(row), *parse_messages(row[name], name, place)], place), place)
+    return _dialogue(tidy([*system_turn(row), *parse_messages(row[name], name, place, weights=True)], place), place)
 
 
 def read_sharegpt(row: Row, place: Place) -> Record:
     """``conversations`` of from/value: a dialogue, or with ``chosen`` and ``rejected`` a pair."""
     if row.get("conversations") is None:
         raise place.missing("`conversations`", row)
-    messages = tidy([*system_turn(row), *parse_messages(row["conversations"], "conversations", place)], place)
-    if row.get("chosen") is None and row.get("rejected") is None:
+    alone = row.get("chosen") is None and row.get("rejected") is None
+    turns = parse_messages(row["conversations"], "conversations", place, weights=alone)
+    messages = tidy([*system_turn(row), *turns], place)
+    if alone:
         return _dialogue(messages, place)
     sides = sides_of(row, place)
     chosen, rejected = (answer_turn(s, n, place) for s, n in zip(sides, ("chosen", "rejected"), strict=True))

@@ -59,8 +59,13 @@ def parse_content(value: Any, name: str, place: Place) -> str:
     raise place.error(f"{name} must be a string, not {kind_of(value)}")
 
 
-def parse_messages(value: Any, name: str, place: Place, needed: str = "a list of messages") -> list[Message]:
-    """Messages in either naming (role/content, from/value), roles mapped to ours, one-role runs merged."""
+def parse_messages(
+    value: Any, name: str, place: Place, needed: str = "a list of messages", *, weights: bool = False
+) -> list[Message]:
+    """Messages in either naming (role/content, from/value), roles mapped to ours, one-role runs merged.
+
+    ``weights``: an assistant turn of ``weight`` 0 keeps it; elsewhere no turn is trained on for itself, and weights are told.
+    """
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -78,9 +83,14 @@ def parse_messages(value: Any, name: str, place: Place, needed: str = "a list of
             raise place.error(f"{at} has the role {item[keys[0]]!r}; known are {', '.join(_ROLES)}")
         if item[keys[1]] is None and (item.get("tool_calls") or item.get("function_call")):
             raise Dropped("a call of a tool without text")
-        if role == "assistant" and item.get("weight") == 0:
-            place.notes.append("weight 0 of a turn not known here: trained on like the others")
-        messages.append({"role": role, "content": parse_content(item[keys[1]], f"{at}.{keys[1]}", place)})
+        message: Message = {"role": role, "content": parse_content(item[keys[1]], f"{at}.{keys[1]}", place)}
+        if role == "assistant" and item.get("weight", 1) not in (None, 1):
+            if weights and item["weight"] == 0:
+                message["weight"] = 0
+            else:
+                known = "0 and 1 are known" if weights else "it counts in demonstrations alone"
+                place.notes.append(f"weight of a turn not used: {known}")
+        messages.append(message)
     return tidy(messages, place)
 
 
@@ -97,9 +107,9 @@ def tidy(messages: Sequence[Message], place: Place) -> list[Message]:
                 raise Dropped("empty response" if role == "assistant" else "empty user turn")
         if out and out[-1]["role"] == role and role != "tool":
             place.notes.append("consecutive turns of one role merged")
-            out[-1] = {"role": role, "content": f"{out[-1]['content']}\n\n{content}"}
-        else:
-            out.append({"role": role, "content": content})
+            before = out.pop()
+            message = {**before, **message, "content": f"{before['content']}\n\n{content}"}  # of weight 0 if either is
+        out.append(message)
     return out
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 _SPLIT_NAME = re.compile(r"(?:train|test|valid(?:ation)?|val|dev|eval)(?:[-_.]\d.*)?")
 """what a file may be named by and say nothing of what is in it"""
@@ -23,6 +23,8 @@ class Message(TypedDict):
 
     role: str
     content: str
+    weight: NotRequired[int]
+    """0, while a record is read: a turn that a dialogue is not trained on. Messages of records do not have it."""
 
 
 def split_key(messages: Sequence[Message], fallback: str = "") -> str:
@@ -49,6 +51,8 @@ class Dialogue:
     messages: tuple[Message, ...]
     source: str = "memory"
     origin: str = "memory"
+    untrained: tuple[int, ...] = ()
+    """indices of assistant turns that are context alone (``weight: 0`` in OpenAI's layout)"""
 
     @property
     def key(self) -> str:

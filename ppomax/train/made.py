@@ -27,7 +27,7 @@ from ppomax.train.checkpoint import write_atomic
 from ppomax.train.run import RunDirectory
 
 FILE = "made.json"
-FINGERPRINTS = 2
+FINGERPRINTS = 3
 """changes with what the loaders make of the same files: other numbers than this cannot be compared"""
 LARGEST_DIGESTED = 64 * 2**20
 """bytes of a model or of data beyond which only sizes and the ends of the files are read for its digest"""

@@ -129,14 +129,15 @@ def collate(pairs: Sequence[EncodedPair], *, pad_id: int, device: torch.device) 
 def demonstration_ids(
     records: Sequence[Any], chat: ChatFormat, config: RewardConfig
 ) -> tuple[list[list[int]], list[str]]:
-    """Dialogues up to their last assistant turn, as ids, for the calibration offset."""
+    """Dialogues up to their last assistant turn (of a weight other than 0), as ids, for the calibration offset."""
     sequences: list[list[int]] = []
     dropped = 0
     for record in records:
         if not isinstance(record, Dialogue):
             dropped += 1
             continue
-        last = max(i for i, m in enumerate(record.messages) if m["role"] == "assistant")
+        turns = (i for i, m in enumerate(record.messages) if m["role"] == "assistant")
+        last = max(i for i in turns if i not in record.untrained)
         ids, mask = chat.encode_dialogue(record.messages[: last + 1])
         fitted = fit_dialogue(ids, mask, config.max_length, config.overlong, chat.bos_id)
         if fitted is None or fitted.cut == "answer":  # a model is asked for its score at an answer's end

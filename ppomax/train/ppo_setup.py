@@ -386,7 +386,10 @@ def _ptx(
                 encoded.append((piece, [False] + [True] * (len(piece) - 1)))
         elif isinstance(record, Dialogue):
             fitted = fit_dialogue(
-                *chat_format.encode_dialogue(record.messages), config.ptx.max_length, "truncate", chat_format.bos_id
+                *chat_format.encode_dialogue(record.messages, record.untrained),
+                config.ptx.max_length,
+                "truncate",
+                chat_format.bos_id,
             )
             if fitted is not None:
                 encoded.append((fitted.ids, [False, *fitted.trained[1:]]))

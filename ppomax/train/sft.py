@@ -105,7 +105,7 @@ def encode_records(
             cut += len(starts) > 1
             pieces += len(starts) if len(starts) > 1 else 0
             continue
-        tokens, mask = chat.encode_dialogue(record.messages)
+        tokens, mask = chat.encode_dialogue(record.messages, record.untrained)
         fitted = fit_dialogue(tokens, mask, config.max_length, config.overlong, chat.bos_id)
         if fitted is None:
             dropped += 1

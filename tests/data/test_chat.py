@@ -103,6 +103,19 @@ def trained(chat: ChatFormat, messages: list[Message]) -> list[str]:
     return [chat.tokenizer.decode(run) for run in runs]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_untrained_turns_are_in_the_text_and_not_in_the_mask(name: str) -> None:
+    chat, messages = make_format(name), turns("a", "b", "c", "d", "e", "f")
+    ids, mask = chat.encode_dialogue(messages)
+    starts = [i for i, m in enumerate(mask) if m and not mask[i - 1]]
+    assert len(starts) == 3
+    end = starts[1] + mask[starts[1] :].index(False)
+    assert chat.encode_dialogue(messages, untrained=(3,)) == (
+        ids,
+        [m and not starts[1] <= i < end for i, m in enumerate(mask)],
+    )
+
+
 # ------------------------------------------------------------------------------------------ the text itself
 
 EXPECTED = {

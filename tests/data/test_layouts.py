@@ -265,13 +265,36 @@ def test_dropped(row: dict[str, Any], reason: str) -> None:
         read(row)
 
 
-def test_a_call_of_a_tool_without_text_is_dropped_and_a_weight_is_told() -> None:
+def test_a_call_of_a_tool_without_text_is_dropped() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     with pytest.raises(Dropped, match="a call of a tool without text"):
         read({"messages": [*turns((U, "q")), call]})
-    unweighted = {"role": "assistant", "content": "bad", "weight": 0}
-    _, place, _ = read({"messages": [*turns((U, "q")), unweighted]})
-    assert place.notes == ["weight 0 of a turn not known here: trained on like the others"]
+
+
+def weighted(content: str, weight: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, "weight": weight}
+
+
+def test_turns_of_weight_0_are_context_alone() -> None:
+    asked = turns((U, "q"))
+    record, place, _ = read(
+        {"messages": [*asked, weighted("bad", 0), *asked, weighted("good", 1), *asked, weighted("so", None)]}
+    )
+    assert isinstance(record, Dialogue) and record.untrained == (1,) and place.notes == []
+    assert all(set(m) == {"role", "content"} for m in record.messages)
+    # the system turn moves the index, and of merged turns one is enough
+    record, place, _ = read(
+        {"system": "s", "conversations": [*asked, weighted("bad", 0), *turns((A, "b")), *asked, *turns((A, "c"))]}
+    )
+    assert isinstance(record, Dialogue) and record.untrained == (2,)
+    assert record.messages[2]["content"] == "bad\n\nb"
+    with pytest.raises(Dropped, match="every assistant turn has the weight 0"):
+        read({"messages": [*asked, weighted("bad", 0)]})
+    _, place, _ = read({"messages": [*asked, weighted("half", 0.5)]})
+    assert place.notes == ["weight of a turn not used: 0 and 1 are known"]
+    record, place, _ = read({"prompt": [*asked, weighted("bad", 0), *asked], "chosen": "a", "rejected": "b"})
+    assert isinstance(record, PreferencePair) and "weight" not in record.prompt[1]
+    assert place.notes == ["weight of a turn not used: it counts in demonstrations alone"]
 
 
 # ---------------------------------------------------------------------------- the user's mistakes: one line

@@ -233,6 +233,16 @@ def test_overlong_dialogues_are_counted(tmp_path: Path, tokenizer: Any, dialogue
     assert ids == ids[:1] + chat.encode_dialogue(long.messages)[0][-63:]
 
 
+def test_turns_that_are_context_alone_are_not_trained_on(tmp_path: Path, tokenizer: Any) -> None:
+    chat, turns = ChatFormat(tokenizer), []
+    for question, answer in (("Hello there", "Thank you!"), ("Where does the river go?", "To the sea.")):
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    [both], _ = encode_records([Dialogue(tuple(turns))], chat, sft_config(tmp_path))
+    [last], _ = encode_records([Dialogue(tuple(turns), untrained=(1,))], chat, sft_config(tmp_path))
+    assert last.ids.tolist() == both.ids.tolist() and 0 < last.count < both.count
+    assert chat.decode(last.ids[last.trained]) == "To the sea."
+
+
 def test_every_row_comes_once_an_epoch(
     tmp_path: Path, make_lm: Callable[..., Any], tokenizer: Any, dialogues: Any
 ) -> None:
