@@ -106,8 +106,11 @@ class Layer:
         return None
 
 
-def words_to_layers(cls: type[Section], words: Sequence[str]) -> list[Layer]:
-    """``--a.b value``, ``--a.b=value`` and ``--flag``; changes to list elements (``--data.0.weight 2``) come last."""
+def words_to_layers(cls: type[Section], words: Sequence[str], *, prefix: str = "") -> list[Layer]:
+    """``--a.b value``, ``--a.b=value`` and ``--flag``; changes to list elements (``--data.0.weight 2``) come last.
+
+    ``prefix``: what was taken off the options' names before; complaints name them with it.
+    """
     whole, elements = Layer(COMMAND_LINE, Tree(value={})), Layer(COMMAND_LINE, Tree(value={}))
     rest = list(words)
     while rest:
@@ -117,7 +120,8 @@ def words_to_layers(cls: type[Section], words: Sequence[str]) -> list[Layer]:
                 f"unexpected word {word!r} on the command line: options are --field value, and files come before them"
             )
         name, equals, text = word[2:].partition("=")
-        path, annotation = _locate(cls, name)
+        path, annotation = _locate(cls, name, prefix)
+        name = prefix + name
         many: list[str] = []
         if not equals:
             if rest and not rest[0].startswith("--"):
@@ -182,7 +186,7 @@ def _is_plain_text(annotation: Any, text: str) -> bool:
     return not (lists_too and text.lstrip().startswith("["))
 
 
-def _locate(cls: type[Section], name: str) -> tuple[Path, Any]:
+def _locate(cls: type[Section], name: str, prefix: str = "") -> tuple[Path, Any]:
     """Path and annotation of the option called ``name``; an unknown one is refused with its neighbours."""
     path: list[str | int] = []
     current: type[Section] | None = cls
@@ -199,7 +203,8 @@ def _locate(cls: type[Section], name: str) -> tuple[Path, Any]:
             current = section_of(annotation) or element_of(annotation)
         else:
             names = list(field_names(cls))
-            raise UserError(f"unknown option --{name}{did_you_mean(name.replace('-', '_'), names, '--')}")
+            hint = did_you_mean(name.replace("-", "_"), names, f"--{prefix}")
+            raise UserError(f"unknown option --{prefix}{name}{hint}")
     return tuple(path), annotation
 
 

@@ -29,8 +29,11 @@ __all__ = ["build", "differences", "dump_yaml", "from_mapping", "help_text", "lo
 C = TypeVar("C", bound=Section)
 
 
-def resolve(cls: type[C], words: Sequence[str] = (), *, yaml_path: str | None = None) -> C:
-    """The configuration of a stage from its YAML file and command-line words. Mistakes are UserErrors of one line."""
+def resolve(cls: type[C], words: Sequence[str] = (), *, yaml_path: str | None = None, words_alone: bool = False) -> C:
+    """The configuration of a stage from its YAML file and command-line words. Mistakes are UserErrors of one line.
+
+    ``words_alone``: the command takes no YAML file, so nobody is told to write one.
+    """
     layers: list[Layer] = []
     if yaml_path is not None:
         tree = yaml_tree.read(yaml_path)
@@ -40,7 +43,7 @@ def resolve(cls: type[C], words: Sequence[str] = (), *, yaml_path: str | None = 
             raise UserError(f"{yaml_path}: a mapping of fields to values is expected, not a {_kind(tree.value)}")
         layers.append(Layer(str(yaml_path), tree))
     layers += words_to_layers(cls, words)
-    return build(cls, layers)
+    return build(cls, layers, words_alone=words_alone)
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], *, origin: str = "values") -> C:
@@ -50,7 +53,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], *, origin: str = "valu
     return build(cls, [Layer(origin, tree)])
 
 
-def build(cls: type[C], layers: Sequence[Layer]) -> C:
+def build(cls: type[C], layers: Sequence[Layer], *, words_alone: bool = False) -> C:
     """Merge layers over the defaults (and, for PPO, the preset they name), then validate."""
     values = defaults(cls)
     if cls is PPOConfig:
@@ -65,7 +68,7 @@ def build(cls: type[C], layers: Sequence[Layer]) -> C:
     try:
         config = cls.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, layers)) from None
+        raise UserError(_explain(error, layers, words_alone)) from None
     refuse_contradictions(config)
     return config
 
@@ -83,15 +86,14 @@ EXPECTED = {
 """pydantic's error types, by the word before their first underscore, in the words of a YAML author"""
 
 
-def _explain(error: ValidationError, layers: Sequence[Layer]) -> str:
+def _explain(error: ValidationError, layers: Sequence[Layer], words_alone: bool) -> str:
     """pydantic's report as one line: the first wrong value and the number of others, or all missing fields."""
     problems = error.errors(include_url=False)
     wrong = [problem for problem in problems if problem["type"] != "missing"]
     if not wrong:
         missing = [".".join(map(str, problem["loc"])) for problem in problems]
-        return (
-            f"missing {', '.join(missing)}: give {' '.join(f'--{m} ...' for m in missing)} or set it in the YAML file"
-        )
+        elsewhere = "" if words_alone else " or set it in the YAML file"
+        return f"missing {', '.join(missing)}: give {' '.join(f'--{m} ...' for m in missing)}{elsewhere}"
     problem = wrong[0]
     # unions add a name such as 'str' or 'list[str]' to the location
     loc = tuple(part for part in problem["loc"] if isinstance(part, int) or part.isidentifier())

@@ -23,6 +23,7 @@ USAGE = {
     "generate": "MODEL PROMPTS ... --out FILE.jsonl [--field value ...] [--resume]",
     "duel": "A B [C ...] --prompts FILE ... --judge JUDGE --output_dir DIR [--field value ...] | CONFIG.yaml [--resume] | "
     "report DIR ...",
+    "duel report": "DIR DIR ... | VOTES ... [--field value ...] | CONFIG.yaml [--print-config]",
     "exam": "MODEL ... --data FILE ... [--field value ...] | CONFIG.yaml [--resume]",
     "evaluate": "MODEL ... --data PAIRS ... [--field value ...] | CONFIG.yaml [--resume]",
     "chat": "MODEL [--against OTHER] [--field value ...]",
@@ -66,6 +67,10 @@ EXAMPLES = {
         "ppomax duel runs/ppo/final best_of:16:runs/sft/final --best_of_reward runs/reward/final --prompts test.jsonl "
         "--judge runs/judge/final --output_dir runs/worth_it      is PPO worth it?",
         "ppomax duel report runs/duel runs/duel_llm      how far judges agree",
+    ),
+    "duel report": (
+        "ppomax duel report runs/duel runs/duel_llm      the same pairs by several judges",
+        "ppomax duel report mt_bench_human_judgments.jsonl --output_dir runs/votes      published votes",
     ),
     "exam": (
         "ppomax exam runs/sft/final --data world/exam.jsonl",

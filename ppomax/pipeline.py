@@ -166,7 +166,7 @@ def read_pipeline(path: str, words: Sequence[str] = ()) -> tuple[Path, list[Stag
         where = directory / kind.product if kind.place == "out" else directory
         if kind.place in own.tree.value:
             raise UserError(f"{own.place((kind.place,))}: {kind.place}: this stage writes to {where}; leave it out")
-        layers = [defaults, own, *words_to_layers(cls, by_stage.get(name, []))]
+        layers = [defaults, own, *words_to_layers(cls, by_stage.get(name, []), prefix=f"{name}.")]
         layers.append(Layer(path, Tree({kind.place: str(where)}, {}, {})))
         uses: set[str] = set()
         refused: list[str] = []

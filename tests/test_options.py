@@ -431,3 +431,10 @@ def test_yaml_types_are_those_of_1_2() -> None:
 def test_yaml_merge_keys_and_anchors() -> None:
     tree = parse("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n", "x")
     assert tree.value["b"] == {"x": 1, "y": 3}
+
+
+def test_a_yaml_file_is_named_only_where_one_is_taken() -> None:
+    with pytest.raises(UserError, match=r"^missing output_dir, model, data: .* or set it in the YAML file$"):
+        resolve(SFTConfig)
+    with pytest.raises(UserError, match=r"^missing output_dir, model, data: give .*--data \.\.\.$"):
+        resolve(SFTConfig, words_alone=True)

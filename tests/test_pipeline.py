@@ -293,10 +293,10 @@ def test_mistakes_in_the_file(old: str, new: str, expected: str, file: Path) -> 
             ["--sfft.epochs", "2"],
             "unknown option --sfft.epochs: options are --stage.field value or --stage PLACE, and the stages are base, sft",
         ),
-        (["--sft.epoch", "2"], "unknown option --epoch; did you mean --epochs"),
+        (["--sft.epoch", "2"], "unknown option --sft.epoch; did you mean --sft.epochs"),
         (["--epochs", "2"], "unknown option --epochs"),
         (["x"], "unexpected word 'x'"),
-        (["--sft.epochs"], "--epochs needs a value"),
+        (["--sft.epochs"], "--sft.epochs needs a value"),
         (["--output-dir"], "--output-dir needs a value"),
     ],
 )

@@ -184,11 +184,11 @@ def main(verb: str, words: list[str]) -> int:
     if action == "simulate":
         from ppomax.annotate.simulated import simulate
 
-        config = resolve(_simulated(), options)
+        config = resolve(_simulated(), options, words_alone=True)
         print(table(simulate(config, resume="--resume" in given.switches)))
         print(f"written: {config.output_dir}/pairs.jsonl, and {config.output_dir}/people")
     else:
-        annotate(resolve(AnnotateConfig, options))
+        annotate(resolve(AnnotateConfig, options, words_alone=True))
     return 0
 
 
@@ -203,9 +203,9 @@ def _export(leading: list[str], options: list[str]) -> None:
 
     if len(leading) > 1:
         raise UserError(f"unexpected word {leading[1]!r}: one folder is exported")
-    config = resolve(ExportConfig, [*(f"--folder={word}" for word in leading), *options])
+    config = resolve(ExportConfig, [*(f"--folder={word}" for word in leading), *options], words_alone=True)
     folder = Path(expand_path(config.folder))
-    if (folder / "people").is_dir():
+    if (folder / "people").is_dir() or (folder / "answers_a.jsonl").is_file():  # of a duel
         folder /= "people"
     out = Path(expand_path(config.out))
     if out.exists() and not (config.overwrite and out.is_file()):

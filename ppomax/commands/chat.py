@@ -191,5 +191,5 @@ def main(verb: str, words: list[str]) -> int:
     if len(given.leading) > 1:
         raise UserError(f"unexpected word {given.leading[1]!r}: a second model is --against {given.leading[1]}")
     options = [*given.options, *(f"--model={word}" for word in given.leading)]
-    chat(resolve(ChatConfig, options))
+    chat(resolve(ChatConfig, options, words_alone=True))
     return 0

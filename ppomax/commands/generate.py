@@ -230,7 +230,7 @@ def main(verb: str, words: list[str]) -> int:
         options.append(f"--model={given.leading[0]}")
     if len(given.leading) > 1:
         options += ["--prompts", *given.leading[1:]]
-    config = resolve(GenerateConfig, options)
+    config = resolve(GenerateConfig, options, words_alone=True)
     lines = generate(config, resume="--resume" in given.switches)
     print(f"{config.out}: {lines} answers")
     return 0

@@ -122,7 +122,7 @@ def ppo_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             word = f"--{word[6:]}" if current is theirs else word
         current.append(word)
     settings: dict[str, Any] = {}
-    for layer in words_to_layers(PPOConfig, theirs):
+    for layer in words_to_layers(PPOConfig, theirs, prefix="ppo."):
         settings |= layer.tree.value
     return own, settings
 
@@ -261,7 +261,7 @@ def main(verb: str, words: list[str]) -> int:
     if action not in ("run", "plan", "report"):
         raise UserError(f"lab: unknown action {action!r}: choose from run, plan, report")
     own, ppo = ppo_words(given.options)
-    config = resolve(LabConfig, own)
+    config = resolve(LabConfig, own, words_alone=True)
     if action == "plan":
         config = config.model_copy(update={"dry_run": True})
     lab = Lab(config, names, ppo)
@@ -269,6 +269,8 @@ def main(verb: str, words: list[str]) -> int:
         return run_lab(lab)
     from ppomax.lab.report import write_report
 
+    if config.results and not lab.results.is_dir():
+        raise UserError(f"--results {config.results}: no such folder: name one that holds results of `ppomax lab run`")
     apart = "fast" if config.fast else "dev" if config.dev else ""
     notes = Path(config.lab) / "notes.md"
     for line in write_report(

@@ -84,5 +84,5 @@ def main(verb: str, words: list[str]) -> int:
             f"unexpected word {given.leading[1]!r}: one folder is made (ppomax new-model OUT --tokenizer-from ...)"
         )
     options = [f"--output_dir={given.leading[0]}"] if given.leading else []
-    make_new_model(resolve(NewModelConfig, [*options, *given.options]))
+    make_new_model(resolve(NewModelConfig, [*options, *given.options], words_alone=True))
     return 0

@@ -81,7 +81,7 @@ def main(verb: str, words: list[str]) -> int:
     if len(given.leading) > 1:
         raise UserError(f"unexpected word {given.leading[1]!r}: one configuration is planned")
     own, rest = split_words(given.options)
-    config = resolve(PlanConfig, own)
+    config = resolve(PlanConfig, own, words_alone=True)
     devices = parse_devices(config.devices, config.rates, config.device_type)
     run = run_config(rest, given.leading[0] if given.leading else None)
 

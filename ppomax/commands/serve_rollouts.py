@@ -264,5 +264,7 @@ def main(verb: str, words: list[str]) -> int:
         raise UserError(f"unexpected word {given.leading[1]!r}: one model is served")
     if not given.leading and not any(word.startswith("--model") for word in given.options):
         raise UserError("which model? ppomax serve-rollouts MODEL (see ppomax serve-rollouts --help)")
-    serve(resolve(ServeRolloutsConfig, [*(f"--model={word}" for word in given.leading), *given.options]))
+    serve(
+        resolve(ServeRolloutsConfig, [*(f"--model={word}" for word in given.leading), *given.options], words_alone=True)
+    )
     return 0

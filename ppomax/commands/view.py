@@ -59,5 +59,5 @@ def main(verb: str, words: list[str]) -> int:
         raise UserError(f"unexpected word {given.leading[1]!r}: one folder is shown, with all runs below it")
     if not given.leading and not any(word.startswith("--folder") for word in given.options):
         raise UserError("which folder? ppomax view RUNS_DIR (see ppomax view --help)")
-    view(resolve(ViewConfig, [*(f"--folder={word}" for word in given.leading), *given.options]))
+    view(resolve(ViewConfig, [*(f"--folder={word}" for word in given.leading), *given.options], words_alone=True))
     return 0

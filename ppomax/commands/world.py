@@ -17,7 +17,7 @@ def main(verb: str, words: list[str]) -> int:
     if len(given.leading) > 1:
         raise UserError(f"unexpected word {given.leading[1]!r}: one folder is made (ppomax world OUT --seed 0)")
     options = [f"--output_dir={given.leading[0]}"] if given.leading else []
-    config = resolve(WorldConfig, [*options, *given.options])
+    config = resolve(WorldConfig, [*options, *given.options], words_alone=True)
     for line in report(write_world(config), config.output_dir):
         print(line)
     return 0

@@ -193,7 +193,9 @@ def _load_source(
     if not report.read:
         raise UserError(f"{source.path} holds no records")
     if not kept and splits:
-        raise UserError(f"{source.path} has no split {named!r}; `split` in its records is {', '.join(sorted(splits))}")
+        found = ", ".join(sorted(splits))
+        told = f"`split` in its records is {found}" if splits != {"None"} else "its records have no field `split`"
+        raise UserError(f"{source.path} has no split {named!r}; {told}")
     return kept
 
 
@@ -357,7 +359,7 @@ def _read_jsonl(stream: BinaryIO, path: Path) -> Iterator[tuple[str, Row]]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
-                value = json.loads(text)
+                value = json.loads(text.rstrip("\r\n"))  # the end of the line is not the text's: it would be column 1
             else:
                 continue
         except json.JSONDecodeError as error:

@@ -41,7 +41,7 @@ from ppomax.evaluate.answers import Answer, Sampled, prompt_key, read_samples
 from ppomax.evaluate.categories import check_pattern, label
 from ppomax.evaluate.duel_tally import duel_over_training, tally
 from ppomax.evaluate.endpoint_answers import AnswerEndpointConfig
-from ppomax.evaluate.judges import Choosers, Judges, PairJudge, SourceScorer, make_judge, names_of
+from ppomax.evaluate.judges import Choosers, Judges, PairJudge, ScoreJudge, SourceScorer, make_judge, names_of
 from ppomax.evaluate.ratings import rate
 from ppomax.evaluate.sides import LETTERS, Named, Sides, name_side
 from ppomax.evaluate.winrate import Outcomes, TieUnit, sign_test
@@ -128,6 +128,8 @@ def run_duel(config: DuelConfig, *, resume: bool = False) -> dict[str, Any]:
     prompts, about_prompts = sides.prompts(_given_prompts(config, say), config.max_prompts)
     sampling, prompts, too_long = sides.fit(prompts, config.sampling, config.max_prompt_length)
     left_out = about_prompts["left_out"] | too_long
+    if isinstance(judge, ScoreJudge):
+        judge.check(prompts)
 
     run = RunDirectory.open(config, ranks, resume=resume)
     given: dict[str, list[Answer | None]] = {}

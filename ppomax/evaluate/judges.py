@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from ppomax.config import JudgeConfig, LLMConfig, RewardSourceConfig, as_judges, check_judges
 from ppomax.data.chat import ChatFormat
+from ppomax.data.records import Prompt
 from ppomax.errors import UserError
 from ppomax.evaluate.answers import Answer, PromptKey
 from ppomax.evaluate.llm_judge import LLMJudge
@@ -28,7 +29,7 @@ from ppomax.evaluate.winrate import Outcomes, TieUnit, outcomes_from_scores
 from ppomax.evaluate.winrate import tie_band as width_of
 from ppomax.models.loading import load_tokenizer
 from ppomax.regular_file import expand_path
-from ppomax.rollout.reward_sources import Sample, combine, make_source
+from ppomax.rollout.reward_sources import FunctionSource, Sample, combine, make_source
 from ppomax.train.parallel import Ranks
 
 Scorer = Callable[[Sequence[Answer]], list[float]]
@@ -79,6 +80,13 @@ class ScoreJudge:
     def compare(self, a: Sequence[Answer], b: Sequence[Answer]) -> Judged:
         """Scores of both sides, and who wins."""
         return judged_by_scores(self.scorer(a), self.scorer(b), self.tie_band, self.tie_unit)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """UserError where functions cannot judge such prompts, found before any answer is made: asked of empty ones, to the
+        first prompt of each source."""
+        if isinstance(self.scorer, SourceScorer):
+            first = {p.source: p for p in reversed(prompts)}
+            self.scorer.check([Answer(p.messages, "", source=p.source, metadata=p.metadata) for p in first.values()])
 
     def truncated(self) -> int:
         """Dialogues that were longer than a judge's context and lost their left."""
@@ -135,6 +143,13 @@ class SourceScorer:
             scored = self.ranks.collect(combine(self.sources, mine)[0].tolist())
             self.known |= {identity(answer): score for answer, score in zip(new, scored, strict=True)}
         return [self.known[identity(answer)] for answer in answers]
+
+    def check(self, answers: Sequence[Answer]) -> None:
+        """Score them by the functions alone, which may refuse them; nothing is kept."""
+        samples = [self._sample(answer) for answer in answers]
+        for source in self.sources:
+            if isinstance(source, FunctionSource):
+                source(samples)
 
     def _sample(self, answer: Answer) -> Sample:
         ids: tuple[list[int], list[int]] = ([], [])

@@ -111,11 +111,12 @@ class Report:
     figures: list[Figures]
 
 
-def report(paths: Sequence[Path], *, quiet: bool = False) -> Report:
+def report(paths: Sequence[str | Path], *, quiet: bool = False) -> Report:
     """The page of one or several run directories. UserError where one holds no PPO or reward-model run."""
+    folders = [Path(path) for path in paths]
     ppo: dict[str, Stage] = {}
     reward: dict[str, Stage] = {}
-    for name, path in zip(_names(paths), paths, strict=True):
+    for name, path in zip(_names(folders), folders, strict=True):
         of_kind = ppo if _kind(path) == "ppo" else reward
         of_kind[name] = read_directory(path, name)
     return _report(ppo, reward, quiet=quiet)

@@ -55,7 +55,7 @@ from ppomax.train.ppo_watch import LiveJudge, watch
 from ppomax.train.progress import ProgressLine, course
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
-from ppomax.train.sharding import to_save
+from ppomax.train.sharding import idle, to_save
 from ppomax.watch.metrics import experience_metrics, response_metrics
 
 PARTS = ["policy", "critic", "policy_optim", "critic_optim", "loop"]
@@ -158,7 +158,7 @@ def train_ppo(
             run, config, data_lines(setup), policy=policy, tokenizer=tokenizer, reference=reference, critic=critic,
             reward=reward, prompts=prompts, ptx=ptx,
         )  # fmt: skip
-    ranks.say(*(f"warning: {w}" for w in warnings_for(config)))
+    ranks.say(*(f"warning: {w}" for w in [*warnings_for(config), *idle(config.parallel, ranks)]))
     policy, critic = setup.policy, setup.critic
     optimizers = {
         "policy": make_optimizer(policy, config.policy_optim),

@@ -43,7 +43,7 @@ from ppomax.train.progress import ProgressLine, course
 from ppomax.train.records import load_records
 from ppomax.train.requests import Requests
 from ppomax.train.run import RunDirectory
-from ppomax.train.sharding import divide, first_device, in_turn, to_save
+from ppomax.train.sharding import divide, first_device, idle, in_turn, to_save
 
 CHECKPOINT_PARTS = ["model", "optimizer", "rng", "progress"]
 SPARSE = 4
@@ -326,7 +326,7 @@ def train_sft(
         record_start(run, config, data_lines, **given)
     if ranks.is_main:
         print("\n".join(data_lines), flush=True)
-    ranks.say(*(f"warning: {w}" for w in warnings_for(config)))
+    ranks.say(*(f"warning: {w}" for w in [*warnings_for(config), *idle(config.parallel, ranks)]))
     optimizer = make_optimizer(model, config.optim)
     pad_id = tokenizer.pad_token_id
     rows = make_rows(examples, config)

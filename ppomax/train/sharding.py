@@ -15,7 +15,6 @@ import contextlib
 import copy
 import functools
 import os
-import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -198,13 +197,17 @@ def first_device(parallel: ParallelConfig, ranks: Ranks) -> torch.device:
     return torch.device("cpu") if parallel.shard != "none" and ranks.size > 1 else ranks.device
 
 
+def idle(parallel: ParallelConfig, ranks: Ranks) -> list[str]:
+    """What is asked for and cannot act, in words."""
+    alone = parallel.shard != "none" and ranks.size == 1
+    return [f"parallel.shard: {parallel.shard} does nothing on a single rank"] if alone else []
+
+
 def divide(
     root: nn.Module, parallel: ParallelConfig, ranks: Ranks, precision: str, views: Sequence[nn.Module] = ()
 ) -> None:
     """Make a trained model, complete with its adapters, ready for many devices as the configuration asks."""
-    if parallel.shard != "none" and ranks.size == 1:
-        print(f"warning: parallel.shard: {parallel.shard} does nothing on a single rank", file=sys.stderr)
-    elif parallel.shard != "none":
+    if parallel.shard != "none" and ranks.size > 1:
         shard(root, ranks, keep=parallel.shard == "zero2", bf16=precision == "bf16", views=views)
     if parallel.activation_checkpointing:
         checkpoint_activations(root)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from annotate_tools import begin, item, known
 
 from ppomax.annotate.store import Store, Task
+from ppomax.commands.annotate import _export
 from ppomax.errors import UserError
 
 
@@ -155,6 +156,10 @@ def test_going_on_needs_the_same_items(tmp_path: Path) -> None:
         begin(tmp_path, items, [known(1)])
     with pytest.raises(UserError, match="does not exist: no annotation has begun"):
         Store.open(tmp_path / "nowhere.sqlite")
+    (tmp_path / "duel").mkdir()
+    (tmp_path / "duel" / "answers_a.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"duel/people/annotation\.sqlite does not exist"):
+        _export([str(tmp_path / "duel")], ["--out", str(tmp_path / "out.jsonl")])
     (tmp_path / "text.sqlite").write_text("this is no database, and long enough to be told from an empty one" * 20)
     with pytest.raises(UserError, match="cannot be used as a database"):
         Store.open(tmp_path / "text.sqlite")

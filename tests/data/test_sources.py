@@ -359,6 +359,8 @@ def test_named_split_by_field_by_file_and_by_folder(tmp_path: Path) -> None:
     assert words(load(tmp_path / "f" / "train.jsonl", split="train")[0]) == ["f/train.jsonl"]
     with pytest.raises(UserError, match=r"has no split 'dev'; `split` in its records is test, train"):
         load(path, split="dev")
+    with pytest.raises(UserError, match="has no split 'dev'; its records have no field `split`"):
+        load(write(tmp_path / "plain.jsonl", [{"text": "a"}]), split="dev")
     with pytest.raises(UserError, match="has no split 'dev'"):
         load(tmp_path / "f", split="dev")
 
@@ -413,7 +415,8 @@ def bad(tmp_path: Path, name: str, content: bytes, pattern: str, kind: str = "te
 @pytest.mark.parametrize(
     ("name", "content", "pattern"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: malformed JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: malformed JSON: Expecting value \(column \d\d?\)"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\r\n', r"a\.jsonl:2: malformed JSON: .* \(column 13\)"),
         ("a.jsonl", b'{"text": "a"}\n["a"]\n', r"a\.jsonl:2: a record must be an object"),
         ("a.jsonl", b'{"text": "a"}\n\xff\xfe\n', r"a\.jsonl:2: not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', r"a\.jsonl:2: .*needs `text`, this one has texts"),

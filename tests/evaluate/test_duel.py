@@ -290,6 +290,7 @@ def test_the_same_answer_is_judged_once(tmp_path: Path) -> None:
         ({"judge": [{"model": "x", "function": "y:z"}]}, "exactly one of model, function, url"),
         ({"max_prompt_length": 1}, "all are longer than 1 tokens"),
         ({"tie_band": -1}, "tie_band = -1"),
+        ({"judge": "world"}, "a prompt has no `world` column"),
     ],
 )
 def test_refused_before_anything_is_written(
