@@ -305,7 +305,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sat = [row for row in rows if not row["too_long"]]
 
     def one(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = {"n": len(part), "chance": sum(1 / len(r["choices"]) for r in part) / len(part)}
+        out: dict[str, Any] = {
+            "n": len(part),
+            "chance": sum(len(set(r["answer"])) / len(r["choices"]) for r in part) / len(part),
+        }
         for measure in MEASURES:
             right = sum(r["chosen"][measure] in r["answer"] for r in part)
             out[measure] = {"accuracy": right / len(part), "interval": wilson(right, len(part))}

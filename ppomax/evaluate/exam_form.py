@@ -129,7 +129,7 @@ def best_choice(sums: Sequence[float], texts: Sequence[str]) -> dict[str, int]:
     """
     sizes = {
         "acc": [1] * len(sums),
-        "acc_norm": [len(text) for text in texts],
-        "acc_bytes": [len(text.encode("utf-8")) for text in texts],
+        "acc_norm": [max(1, len(text)) for text in texts],  # tasks of lm-eval may have an empty choice
+        "acc_bytes": [max(1, len(text.encode("utf-8"))) for text in texts],
     }
     return {measure: max(range(len(sums)), key=lambda i: (sums[i] / size[i], -i)) for measure, size in sizes.items()}

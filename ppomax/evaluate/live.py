@@ -172,6 +172,7 @@ def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline])
         numbers[f"eval/reward_{name}"] = float(np.mean(baseline.reward))
         numbers[f"eval/reward_{name}_std"] = _std(baseline.reward)
     tokens = sum(len(a.tokens) for a in answers)
+    each = max(1, tokens)
     different, pairs, *_ = repetition([a.tokens for a in answers])
     if pairs:
         numbers["eval/distinct_2"] = different / pairs
@@ -181,8 +182,8 @@ def _besides(answers: Sequence[JudgedAnswer], baselines: Mapping[str, Baseline])
         "eval/kl_k3": float(np.mean([a.kl_k3 for a in answers])),
         "eval/length": tokens / len(answers),
         "eval/truncated": float(np.mean([not a.finished for a in answers])),
-        "eval/perplexity": float(np.exp(sum(a.nll for a in answers) / tokens)),
-        "eval/entropy": sum(a.entropy for a in answers) / tokens,
+        "eval/perplexity": float(np.exp(sum(a.nll for a in answers) / each)),
+        "eval/entropy": sum(a.entropy for a in answers) / each,
         "eval/distinct": len({a.text for a in answers}) / len(answers),
     }
 

@@ -78,7 +78,7 @@ class EvaluateConfig(Section):
 
 def correlation(x: np.ndarray, y: np.ndarray, *, ranks: bool = False) -> float | None:
     """Pearson's correlation of x and y (N,), or Spearman's; None where either does not vary."""
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:  # the std of equal numbers may be 1e-17
         return None
     return float(spearmanr(x, y).statistic if ranks else np.corrcoef(x, y)[0, 1])
 
@@ -88,15 +88,16 @@ def agreement(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
     ``alike``: share of pairs with gaps of the same sign (a tie on one side alone counts half). ``expected``: that share
     if each were wrong independently of the other, from their accuracies alone; ``kappa`` = (alike - expected) /
-    (1 - expected), Cohen's. ``a_only`` and ``b_only``: pairs which that model alone has right, with an exact sign test
-    of the difference in accuracy.
+    (1 - expected), Cohen's. ``a_only`` and ``b_only``: pairs on which that model does better than the other (of right, tie,
+    wrong), with an exact sign test of them: what the difference in accuracy is made of.
     """
     n = len(a)
     same = 1.0 - 0.5 * np.abs(np.sign(a) - np.sign(b))
     alike = float(same.mean())
     right = [accuracy(side)["accuracy"] for side in (a, b)]
     expected = right[0] * right[1] + (1 - right[0]) * (1 - right[1])
-    a_only, b_only = int(((a > 0) & (b < 0)).sum()), int(((a < 0) & (b > 0)).sum())
+    better = np.sign(a) - np.sign(b)
+    a_only, b_only = int((better > 0).sum()), int((better < 0).sum())
     return {
         "n": n, "alike": alike, "interval": wilson(float(same.sum()), n), "expected": expected,
         "kappa": (alike - expected) / (1 - expected) if expected < 1 else None,

@@ -169,7 +169,7 @@ def evaluate_pairs(
     groups = groups_of(pairs)
     names = sorted({name for group in groups for name in group})
     everything = np.ones(len(pairs), dtype=bool)
-    varied = len(gaps) > 1 and gaps.std() > 0 and longer.std() > 0
+    varied = len(gaps) > 1 and np.ptp(gaps) > 0 and np.ptp(longer) > 0
     return {
         "overall": part(everything),
         "sources": {name: part(np.array([name in group for group in groups])) for name in names},

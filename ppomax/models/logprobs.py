@@ -18,6 +18,8 @@ CHUNK_ELEMENTS = 2**25
 """largest positions x vocabulary matrix of logits held at once (64 MiB in bf16)"""
 BLOCK_ELEMENTS = 2**18
 """largest part of it that is float32 at once, on a CPU: 1 MiB, which stays in cache"""
+LEAST = -1000.0
+"""a log-probability below it is of a probability that is 0 in float32 and float64, which times -inf would be NaN"""
 
 
 def inner_model(model: Any) -> Any:
@@ -110,7 +112,8 @@ class _LogSoftmax(torch.autograd.Function):
             log_p = _log_softmax(logits[rows], temperature)
             logprobs[rows] = log_p.gather(-1, targets[rows, None]).squeeze(-1)
             if spread is not None:
-                spread[rows] = -(log_p.exp().mul_(log_p)).sum(dim=-1)
+                p = log_p.exp()  # where a logit is -inf p is 0, and so is p log p
+                spread[rows] = -p.mul_(log_p.clamp_(min=LEAST)).sum(dim=-1)
         ctx.save_for_backward(logits, targets, spread)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -127,7 +130,7 @@ class _LogSoftmax(torch.autograd.Function):
             part = log_p.exp()
             weight = torch.zeros((), device=logits.device)
             if grad_entropy is not None:
-                weight = log_p.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
+                weight = log_p.clamp_(min=LEAST).add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
             if grad_logprobs is not None:
                 weight = weight - grad_logprobs[rows, None]
             part *= weight

@@ -111,12 +111,13 @@ def _score(work: Work, settings: Settings, devices: Devices, shares: Shares) -> 
 
 
 def _update(work: Work, settings: Settings, devices: Devices, shares: Shares) -> float:
-    """Forward and backward are 3 forward passes, with checkpointing 4; then the optimisers' step."""
+    """Forward and backward are 3 forward passes, of adapters 2 (frozen matrices need no gradients of their own), with
+    checkpointing one more; then the optimisers' step."""
     w = compute_bytes(work.precision)
     mine = -(-work.minibatch // devices.count)
     rows, _ = micro_batch(settings.micro_batch_tokens, work.length, mine)
     batches = -(-mine // rows)
-    passes = 4 if settings.checkpointing else 3
+    passes = (2 if settings.lora_rank else 3) + settings.checkpointing
     flops = passes * (
         forward_flops(work.policy, mine, work.length, mine * work.response)
         + forward_flops(work.critic, mine, work.length, 0)

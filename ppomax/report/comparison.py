@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppomax.errors import UserError
+from ppomax.evaluate.winrate import all_alike
 from ppomax.report.stages import TITLES, read_json, read_lines
 
 ASPECTS = {"overall": "overall", "helpful": "helpful", "harmful": "harmless", "unanswerable": "honest"}
@@ -33,6 +34,14 @@ class Rate:
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of(cls, value: float, error: float, n: int) -> Rate:
+        """From a standard error; where all outcomes are alike that is 0, and their interval is `all_alike`'s."""
+        if error == 0:
+            found = all_alike(value, n)
+            return cls(value, found.low, found.high, n)
+        return cls(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error), n)
 
     def __str__(self) -> str:
         return f"{self.value:.0%} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
@@ -157,8 +166,7 @@ def _about(run: Compared, start: Compared) -> list[str]:
             f"{last['eval/win_rate']:.0%} (the same {last['eval/prompts']} held-out prompts each time)."
         )
     if "eval/win_rate_greedy" in last:
-        value, half = last["eval/win_rate_greedy"], 1.96 * last["eval/win_rate_greedy_se"]
-        greedy = Rate(value, max(0.0, value - half), min(1.0, value + half), last["eval/prompts"])
+        greedy = Rate.of(last["eval/win_rate_greedy"], last["eval/win_rate_greedy_se"], last["eval/prompts"])
         said.append(
             f"Against SFT's greedy answers {run.title} wins {greedy} on {greedy.n} prompts: {verdict(greedy, 'these')}."
         )

@@ -205,8 +205,8 @@ def tables_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     if result["agreement"]:
         tables.append({
             "title": "Agreement",
-            "head": ["models", "ranked alike", "if independent", "kappa", "gaps: r", "gaps: rank r", "first alone right",
-                     "second alone right", "sign test p"],
+            "head": ["models", "ranked alike", "if independent", "kappa", "gaps: r", "gaps: rank r", "first better",
+                     "second better", "sign test p"],
             "rows": [
                 [f"{short[r['a']]}, {short[r['b']]}", f"{share(r['alike'])} [{share(r['interval'][0])}, {share(r['interval'][1])}]",
                  share(r["expected"]), number(r["kappa"]), number(r["gap_correlation"]), number(r["gap_rank_correlation"]),

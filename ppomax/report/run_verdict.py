@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ppomax.evaluate.winrate import all_alike
 from ppomax.report.comparison import FALLEN, RISEN, Rate, verdict
 from ppomax.report.figures import policy_series
 from ppomax.report.stages import Course, Stage
@@ -75,11 +74,7 @@ def win_rate(run: Stage) -> Rate | None:
     if not run.evaluations or not run.evaluations[-1]["update"]:
         return None
     last = run.evaluations[-1]
-    value, half, n = float(last["eval/win_rate"]), 1.96 * float(last["eval/win_rate_se"]), int(last["eval/prompts"])
-    if half == 0:
-        found = all_alike(value, n)
-        return Rate(value, found.low, found.high, n)
-    return Rate(value, max(0.0, value - half), min(1.0, value + half), n)
+    return Rate.of(float(last["eval/win_rate"]), float(last["eval/win_rate_se"]), int(last["eval/prompts"]))
 
 
 def judge_name(run: Stage) -> str:

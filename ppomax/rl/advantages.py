@@ -35,8 +35,12 @@ def reward_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over valid tokens; 0 when the returns are constant."""
+    """1 - Var(returns - values) / Var(returns) over valid tokens; 0 when the returns are constant.
+
+    Returns are advantages + values, rounded: constant ones differ by as much as a number of their type can.
+    """
+    rounding = 4 * torch.finfo(torch.promote_types(values.dtype, returns.dtype)).eps
     v, r = values[mask].double(), returns[mask].double()
-    if r.numel() < 2 or (variance := r.var().item()) == 0.0:
+    if r.numel() < 2 or r.std() <= rounding * max(r.abs().max(), v.abs().max()):
         return 0.0
-    return 1.0 - (r - v).var().item() / variance
+    return 1.0 - ((r - v).var() / r.var()).item()

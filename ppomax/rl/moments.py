@@ -9,16 +9,26 @@ import torch
 from torch import Tensor
 
 
+def _exact(x: Tensor) -> Tensor:
+    """In float64, in which sums of many rounded numbers lose nothing; float32 on devices that have no float64."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def _kind(x: Tensor) -> torch.dtype:
+    """Results are float32, or float64 for float64: a mean of many bf16 numbers is none of them."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``x`` over True entries of ``mask`` (same shape); NaN when there is none. Values outside never matter."""
-    return torch.where(mask, x, 0).sum() / mask.sum()
+    return (torch.where(mask, _exact(x), 0).sum() / mask.sum()).to(_kind(x))
 
 
 def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
     """Variance over True entries; ``unbiased`` divides by n - 1, and is 0 (not NaN) for a single entry."""
-    n = mask.sum()
-    centred = torch.where(mask, x - masked_mean(x, mask), 0)
-    return centred.square().sum() / (n - 1).clamp(min=1) if unbiased else centred.square().sum() / n
+    n, exact = mask.sum(), _exact(x)
+    centred = torch.where(mask, exact - masked_mean(exact, mask), 0)
+    return (centred.square().sum() / ((n - 1).clamp(min=1) if unbiased else n)).to(_kind(x))
 
 
 def whiten(x: Tensor, mask: Tensor, *, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
@@ -26,8 +36,9 @@ def whiten(x: Tensor, mask: Tensor, *, unbiased: bool = True, eps: float = 1e-8)
 
     Ours: unbiased variance, eps 1e-8. The released code: ``unbiased=False, eps=1e-6``. The mean is *not* added back.
     """
-    scaled = (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask, unbiased) + eps)
-    return torch.where(mask, scaled, 0)
+    exact = _exact(x)
+    scaled = (exact - masked_mean(exact, mask)) * torch.rsqrt(masked_var(exact, mask, unbiased) + eps)
+    return torch.where(mask, scaled, 0).to(_kind(x))
 
 
 @dataclass

@@ -35,13 +35,18 @@ def shape_scores(
     return scores if clip is None else scores.clamp(-clip, clip)
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Small types lose what is added or raised here: float16 ends at 65504, and bf16 has three digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2", "k3"] = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens drawn from the policy; any shape.
 
     k1 = log pi - log ref: unbiased, can be negative. k2 = k1^2 / 2: biased, never negative.
     k3 = exp(-k1) - 1 + k1: unbiased and never negative; exp stays below exp(20), so that one token cannot make it inf.
     """
-    k1 = logprobs - ref_logprobs
+    k1 = _at_least_float32(logprobs) - _at_least_float32(ref_logprobs)
     if kind == "k1":
         return k1
     if kind == "k2":
@@ -61,8 +66,9 @@ def last_index(mask: Tensor) -> Tensor:
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """Rewards (B, T): ``-kl_coef * kl`` at every response token, plus the score at the last one (eq. 3, 19)."""
-    rewards = torch.where(mask, -kl_coef * kl, 0)
-    return rewards.scatter_add(1, last_index(mask)[:, None], scores.to(rewards.dtype)[:, None])
+    kind = torch.promote_types(_at_least_float32(scores).dtype, kl.dtype)
+    rewards = torch.where(mask, -kl_coef * kl.to(kind), 0)
+    return rewards.scatter_add(1, last_index(mask)[:, None], scores.to(kind)[:, None])
 
 
 @dataclass

@@ -71,11 +71,12 @@ def reward_shape(scores: Tensor, name: str = "reward/") -> dict[str, float]:
     """Quantiles and skewness of the scores (B,): the right tail of Fig. 13. Skewness is 0 where all are equal."""
     values = scores.double()
     low, middle, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95], dtype=torch.double)).tolist()
-    centred = values - values.mean()
+    unit = values.abs().max().clamp(min=torch.finfo(torch.double).tiny)  # powers of tiny scores would vanish
+    centred = (values - values.mean()) / unit
     variance = (centred**2).mean()
     # the mean of equal scores is off by rounding: their variance is then not 0, and their skewness 1 or -1
-    differ = variance.sqrt() > 1e-12 * values.abs().max()
-    skewness = ((centred**3).mean() / variance**1.5).item() if differ else 0.0
+    std = variance.sqrt()
+    skewness = ((centred / std) ** 3).mean().item() if std > 1e-12 else 0.0
     return {f"{name}p5": low, f"{name}p50": middle, f"{name}p95": high, f"{name}skewness": skewness}
 
 

@@ -462,3 +462,13 @@ def test_questions_or_subjects_count_alike() -> None:
     twice = summarise([*rows, *({**rows[4], "subject": "s", "data": "e"} for _ in range(2))])
     assert twice["mean_over_subjects"]["overall"]["acc"]["accuracy"] == pytest.approx((3 / 4 + 0 + 1 + 0) / 4)
     assert {name: part["n"] for name, part in twice["by_subject"].items()} == {"d: s": 4, "t": 1, "u": 1, "e: s": 2}
+
+
+def test_chance_where_several_answers_are_right() -> None:
+    row = {"too_long": False, "choices": list("abcd"), "answer": "AB", "chosen": dict.fromkeys(("acc", "acc_norm", "acc_bytes"), "A"),
+           "category": "x", "subject": "s", "data": "d", "shots_dropped": 0, "cut": False}  # fmt: skip
+    assert summarise([row, {**row, "answer": "C"}])["overall"]["chance"] == (0.5 + 0.25) / 2
+
+
+def test_an_empty_choice_has_a_length() -> None:
+    assert best_choice([-1.0, -3.0], ["", "ab"]) == {"acc": 0, "acc_norm": 0, "acc_bytes": 0}

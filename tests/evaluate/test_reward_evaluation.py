@@ -161,7 +161,7 @@ def test_agreement_by_hand() -> None:
     expected = right_a * right_b + (1 - right_a) * (1 - right_b)
     assert got["expected"] == pytest.approx(expected)
     assert got["kappa"] == pytest.approx((0.7 - expected) / (1 - expected))
-    assert (got["a_only"], got["b_only"], got["sign_test_p"]) == (1, 0, 1.0)
+    assert (got["a_only"], got["b_only"], got["sign_test_p"]) == (1, 1, 1.0)  # the second; the fourth
     assert got["difference"] == pytest.approx(0.1)
     assert got["gap_correlation"] == pytest.approx(np.corrcoef(a, b)[0, 1])
     # ranks of a: 4 3 1 2 5, of b (ties share): 4 2 1 4 4
@@ -373,3 +373,19 @@ def test_verdict_says_when_length_would_do_as_well() -> None:
     found["overall"] |= {"model": {"accuracy": 0.6, "interval": [0.55, 0.65], "n": 100}, "longer": {"accuracy": 0.7}}
     said = verdict({"pairs": 100, "prompts": 90, "models": {"m": found}})
     assert "in the right order, worse than preferring the longer answer (70.0%)" in said
+
+
+def test_a_tie_of_one_model_alone_counts_in_the_sign_test() -> None:
+    found = agreement(np.ones(10), np.zeros(10))
+    assert (found["difference"], found["a_only"], found["b_only"]) == (0.5, 10, 0)
+    assert found["sign_test_p"] == pytest.approx(2 / 2**10)
+    found = agreement(
+        np.array([1.0, 0.0, 0.0, -1.0]), np.array([0.0, 0.0, -1.0, 0.0])
+    )  # right-tie, tie-tie, tie-wrong, wrong-tie
+    assert (found["a_only"], found["b_only"]) == (2, 1)
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+def test_what_does_not_vary_has_no_correlation(ranks: bool) -> None:
+    assert np.full(3, 0.1).std() > 0, "rounding"
+    assert correlation(np.full(3, 0.1), np.arange(3.0) ** 2, ranks=ranks) is None

@@ -179,3 +179,16 @@ def test_hidden_states_do_not_see_padding() -> None:
         alone = hidden_states(model, ids[:1, :3], mask[:1, :3])[0]
     assert torch.equal(both, other)
     torch.testing.assert_close(both, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_tokens_that_are_masked_out_add_nothing_to_the_entropy(kind: torch.dtype) -> None:
+    masked = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, -torch.inf, -1e4]], dtype=kind, requires_grad=True)
+    plain = torch.tensor([[0.0, 1.0, -800.0], [2.0, -800.0, -800.0]], dtype=kind, requires_grad=True)
+    targets = torch.tensor([0, 0])
+    found, expected = (logprobs._LogSoftmax.apply(z, targets, 1.0, True) for z in (masked, plain))
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert found[1][0].item() == pytest.approx(0.5822, abs=1e-4)
+    for out in (found, expected):
+        (out[0].sum() + 3 * out[1].sum()).backward()
+    assert torch.equal(masked.grad, plain.grad) and bool(masked.grad.isfinite().all())

@@ -96,3 +96,16 @@ def test_a_server_reads_its_weights_on_a_whole_node() -> None:
     prompts = 128 * (512 * (2 * MATRICES + 2 * 32 * 4096 * 512) + 2 * V) / (312e12 * 0.5 * 8)
     read = ((MATRICES + V) * 2 + 2 * 32 * 128 * 4096 * 2 * 768) / (2039e9 * 0.6 * 8)
     assert found == pytest.approx(sent + prompts + 512 * read)
+
+
+def test_adapters_need_no_gradients_of_frozen_matrices() -> None:
+    one = parse_devices("1xa100")
+    whole = seconds(work(), replace(SETTINGS, shard="none"), one, SHARES)["update"]
+    adapted, again = (
+        seconds(
+            work(), replace(SETTINGS, shard="none", lora_rank=1, lora_targets=("q_proj",), checkpointing=c), one, SHARES
+        )
+        for c in (False, True)
+    )
+    assert adapted["update"] == pytest.approx(whole * 2 / 3, rel=0.02)  # but for the optimisers' step
+    assert again["update"] == pytest.approx(whole, rel=0.02)

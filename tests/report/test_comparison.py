@@ -156,3 +156,10 @@ def test_missing_parts_are_named(root: Path) -> None:
     (root / "exam" / "result.json").unlink()
     with pytest.raises(UserError, match=r"exam: no result.json"):
         compare_runs(root, ["ppo_max"])
+
+
+def test_outcomes_that_are_all_alike_are_not_certain() -> None:
+    found = Rate.of(1.0, 0.0, 6)  # Clopper and Pearson by hand: .025 ** (1 / 6)
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / 6)), 1.0)
+    found = Rate.of(0.9, 0.1, 9)
+    assert (found.low, found.high) == (pytest.approx(0.9 - 0.196), 1.0)

@@ -254,7 +254,7 @@ def test_baselines_are_counted(tmp_path: Path, words: Any, said: str) -> None:
 
 def test_page_of_a_run_without_samples(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [{"iteration": 0, "phase": "critic", "update": 0, "time/total": 1.0}])
-    (tmp_path / "config.yaml").write_text("model: m\n", encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("model: m\nrollout_batch: 8\n", encoding="utf-8")
     page = run_page(tmp_path)
     assert "0 iterations, 0 policy updates" in page and "No iteration of the policy is finished yet (1 of" in page
 

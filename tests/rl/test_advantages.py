@@ -211,3 +211,17 @@ def test_explained_variance_equals_numpy() -> None:
     expected = 1 - np.var((returns - values)[mask], ddof=1) / np.var(returns[mask], ddof=1)
     got = explained_variance(torch.tensor(values), torch.tensor(returns), torch.tensor(mask))
     assert got == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_returns_that_are_constant_but_for_rounding_explain_nothing(kind: torch.dtype) -> None:
+    """gamma = lam = 1 and one score for all: returns are that score, put together again from advantages and values."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(8, 200, generator=generator, dtype=kind) * 0.1 + 0.5
+    mask = torch.arange(200)[None] < torch.randint(3, 201, (8, 1), generator=generator)
+    rewards = torch.zeros(8, 200, dtype=kind).scatter(1, mask.sum(1, keepdim=True) - 1, 0.8)
+    _, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    assert returns[mask].double().var() > 0
+    assert explained_variance(values, returns, mask) == 0
+    returns = torch.where(mask, 0.8 + 1e-4 * values, 0)  # small differences are none of rounding
+    assert explained_variance(returns, returns, mask) == 1.0

@@ -216,3 +216,19 @@ def test_running_moments_come_back_bit_for_bit() -> None:
     moments.update(more)
     restored.update(more)
     assert restored == moments and restored.std == moments.std
+
+
+def test_sums_are_exact_whatever_the_type() -> None:
+    everywhere = torch.ones(1, 7, dtype=torch.bool)
+    assert whiten(torch.full((1, 7), 1000.1), everywhere).abs().max() < 1e-6
+    assert masked_mean(torch.full((1000,), 100.0).half(), torch.ones(1000, dtype=torch.bool)) == 100
+    quarters = torch.tensor([100.0, 100.25, 100.5, 100.75] * 50).to(torch.bfloat16).float()  # what bf16 makes of them
+    mask = torch.ones(200, dtype=torch.bool)
+    assert (
+        masked_mean(quarters.bfloat16(), mask) == quarters.mean() and masked_mean(quarters, mask).dtype == torch.float32
+    )
+    noise = (torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) + 5).bfloat16()
+    white = whiten(noise, torch.ones(64, 64, dtype=torch.bool))
+    assert (
+        white.dtype == torch.float32 and abs(white.double().mean()) < 1e-7 and white.std() == pytest.approx(1, abs=1e-6)
+    )

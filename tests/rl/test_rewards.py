@@ -268,3 +268,10 @@ def test_controller_state_comes_back_bit_for_bit() -> None:
     controller.update(7.1, 33)
     restored.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert restored.coef == controller.coef
+
+
+def test_small_types_are_widened() -> None:
+    k3 = kl_estimate(torch.tensor([-30.0]).half(), torch.tensor([-1.0]).half(), "k3")
+    assert k3.item() == pytest.approx(math.exp(20) - 1 - 20, rel=1e-6)
+    found = token_rewards(torch.tensor([100.3]), torch.zeros(1, 2).bfloat16(), torch.ones(1, 2, dtype=torch.bool), 0.1)
+    assert found.tolist() == [[0.0, pytest.approx(100.3, rel=1e-7)]]

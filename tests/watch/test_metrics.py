@@ -168,3 +168,10 @@ def test_repetition_compresses() -> None:
 
 def test_impossible_scores_are_told_and_do_not_raise() -> None:
     assert math.isnan(reward_shape(torch.tensor([1.0, math.nan]))["reward/p50"])
+
+
+def test_skewness_of_tiny_scores() -> None:
+    plain, tiny = (reward_shape(torch.tensor([1.0, 2.0, 5.0], dtype=torch.double) * unit) for unit in (1.0, 1e-160))
+    assert (
+        tiny["reward/skewness"] == pytest.approx(plain["reward/skewness"], rel=1e-9) == pytest.approx(0.528, abs=1e-3)
+    )
