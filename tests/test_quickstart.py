@@ -116,7 +116,7 @@ def test_all_stages_and_a_second_run(
     assert strip.sub("", again) == strip.sub("", out[out.index(again[:80]) :])  # after what the stages said
 
     assert quickstart.main([*words, "--ppo_max.kl.coeff=1"]) == 2  # one line, no traceback
-    assert "did you mean --kl.coef" in capfd.readouterr().err
+    assert "did you mean --ppo_max.kl.coef" in capfd.readouterr().err
 
     # from the models that this one leaves
     import keep_models

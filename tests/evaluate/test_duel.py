@@ -269,7 +269,8 @@ def test_the_same_answer_is_judged_once(tmp_path: Path) -> None:
     duel(tmp_path / "run", a=file, b=file, b_iteration=3, over_training=file)
     import duel_test_judge  # type: ignore[import-not-found]
 
-    assert duel_test_judge.CALLS == [4, 4, 2]  # over training 12 answers: two new ones in the middle
+    # first an empty answer, to see whether it judges such prompts; over training 12 answers: two new ones in the middle
+    assert duel_test_judge.CALLS == [1, 4, 4, 2]
 
 
 # ---------------------------------------------------------------------------------------------- refusals

@@ -117,7 +117,9 @@ def test_three_systems_by_hand(tmp_path: Path) -> None:
     assert result["by_category"]["helpful en"]["prompts"] == 2
     import sides_test_judge  # type: ignore[import-not-found]
 
-    assert sum(sides_test_judge.CALLS) == 14  # each answer once, though each meets two others; 3 was given by A and B
+    first, *calls = sides_test_judge.CALLS
+    assert first == 2  # an empty answer to a prompt of each source, to see whether it judges such prompts
+    assert sum(calls) == 14  # each answer once, though each meets two others; 3 was given by A and B
     assert [r["outcome"] for r in read(tmp_path / "run" / "judgements_a_c.jsonl")] == [
         "win",
         "lose",

@@ -51,7 +51,7 @@ def test_a_resumed_run_keeps_its_data(
     after = sorted((p, p.read_bytes()) for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert after == before
     made = tmp_path / "run" / "made.json"
-    made.write_text(made.read_text().replace('"fingerprints": 2', '"fingerprints": 1'))  # of a loader of before
+    made.write_text(made.read_text().replace('"fingerprints": 3', '"fingerprints": 1'))  # of a loader of before
     train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues[:-1], resume=True)
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # nothing goes on from there
     train_sft(config, model=make_lm(), tokenizer=tokenizer, records=dialogues, resume=True)
