@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -50,6 +51,10 @@ def require_model(path: str) -> None:
         )
 
 
+DAMAGED = (TypeError, AttributeError, StrictDataclassError)
+"""what the loaders raise where JSON of a model holds other things than they expect"""
+
+
 def load_pretrained(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     require_model(path)
     verbosity = transformers_logging.get_verbosity()
@@ -57,7 +62,7 @@ def load_pretrained(what: str, path: str, loader: Any, **kwargs: Any) -> Any:
     place = Path(expand_path(path))
     try:
         return loader.from_pretrained(str(place) if place.exists() else path, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, *DAMAGED) as error:
         first = str(error).strip().splitlines()
         told = first[0] if first else type(error).__name__
         if what == "tokenizer" and place.is_dir() and not list(place.glob("tok*")):

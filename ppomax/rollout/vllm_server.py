@@ -81,13 +81,17 @@ class VLLMServer:
     """One server behind one address. ``retries`` further attempts after ``first_pause`` seconds, twice as long each time."""
 
     def __init__(self, url: str, *, timeout: float, retries: int, first_pause: float) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise UserError(f"rollout.url: {url!r} is no address: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"rollout.url: {url!r} must begin with http:// or https://")
         if parts.username or parts.password or parts.query:
             raise UserError(f"rollout.url: an address must hold no key or password; put it in {KEY_VARIABLE}")
         self.url, self.timeout, self.retries, self.first_pause = url.rstrip("/"), timeout, retries, first_pause
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, port
         self._path = parts.path.rstrip("/")
         self._own = threading.local()
         self._halt = threading.Event()
@@ -96,9 +100,12 @@ class VLLMServer:
 
     def facts(self) -> ServerFacts:
         """Ask the server what it is. UserError where it is no vLLM server of a supported version in development mode."""
-        version = self.ask("GET", "/version", read=lambda reply: str(reply["version"]))
-        require_supported(version, self.url)
-        model = self.ask("GET", "/v1/models", read=lambda reply: str(reply["data"][0]["id"]))
+        try:
+            version = self.ask("GET", "/version", read=lambda reply: str(reply["version"]))
+            require_supported(version, self.url)
+            model = self.ask("GET", "/v1/models", read=lambda reply: str(reply["data"][0]["id"]))
+        except Refused as error:
+            raise UserError(f"rollout.url {self.url}: {error}: not the root address of a vLLM server") from None
         try:
             return self.ask("GET", "/server_info", {"config_format": "json"}, read=lambda r: _facts(version, model, r))
         except Refused as error:
@@ -229,6 +236,8 @@ class VLLMServer:
 def key_header() -> dict[str, str]:
     """The server's key, where the environment has one."""
     key = os.environ.get(KEY_VARIABLE)
+    if key and not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY_VARIABLE}: a key is made of ASCII characters that can be printed, and this one is not")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

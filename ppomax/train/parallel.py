@@ -179,7 +179,11 @@ def join(device: str = "auto") -> Ranks:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        except ValueError as error:  # some schedulers set WORLD_SIZE alone
+            told = str(error).strip().splitlines()[0]
+            raise UserError(f"WORLD_SIZE is {size}, but {told}: start with torchrun, or unset WORLD_SIZE") from None
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _told_to_end)
     return Ranks(dist.get_rank(), dist.get_world_size(), chosen)

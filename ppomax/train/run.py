@@ -40,6 +40,11 @@ MAY_CHANGE = {
 """fields that a resumed run may set anew"""
 
 
+def _text(file: Path) -> str:
+    """A full disk may cut a line within a letter: such a line is no JSON, and the others are as they were."""
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
 def plain(value: Any) -> Any:
     """JSON has no NaN or infinity: they are written as null."""
     if isinstance(value, float):
@@ -62,6 +67,7 @@ class RunDirectory:
         self.ranks = ranks
         self.trackers = trackers or Trackers()
         self.settings_before = settings_before
+        self.resumed = settings_before is not None
         # a run ends in many ways, and all of them let go of its directory
         weakref.finalize(self, self.trackers.close)
 
@@ -107,7 +113,12 @@ class RunDirectory:
         except UserError:
             if self.settings_before is not None:
                 write_atomic(self.path / "config.yaml", self.settings_before)
-            if self.ranks.is_main and not (self.path / "metrics.jsonl").exists() and self.latest() is None:
+            elif (
+                not self.resumed
+                and self.ranks.is_main
+                and not (self.path / "metrics.jsonl").exists()
+                and self.latest() is None
+            ):
                 for file in self.path.iterdir():
                     if file.is_file():
                         file.unlink()
@@ -147,7 +158,7 @@ class RunDirectory:
         """How many lines were taken away."""
         if not file.exists():
             return 0
-        kept, lines = [], [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+        kept, lines = [], [line for line in _text(file).split("\n") if line]
         for line in lines:
             try:
                 if json.loads(line).get(key, -1) < step:
@@ -172,7 +183,7 @@ class RunDirectory:
     def read(self, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """All lines so far; none where there is no file yet."""
         path = self.path / file
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # no other line ends
+        lines = _text(path).split("\n") if path.exists() else []  # no other line ends
         return [json.loads(line) for line in lines if line]
 
     def write_page(self) -> None:

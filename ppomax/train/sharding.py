@@ -152,6 +152,7 @@ def in_turn(ranks: Ranks) -> Iterator[None]:
         return
     _mesh(ranks)
     before, here = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
+    turns = max(ranks.collect([here]))  # machines may have different numbers of ranks
     mistake: UserError | None = None
     for _ in range(before):
         ranks.barrier()
@@ -159,7 +160,7 @@ def in_turn(ranks: Ranks) -> Iterator[None]:
         yield
     except UserError as error:  # the others come to it as well, each in its turn
         mistake = error
-    for _ in range(here - before):
+    for _ in range(turns - before):
         ranks.barrier()
     if mistake is not None:
         raise mistake

@@ -66,11 +66,37 @@ def test_a_server_without_the_routes_for_weights(fake: FakeVLLM) -> None:
         client(fake).facts()
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://me:secret@host", "http://host?key=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x",
+        "http://",
+        "http://me:secret@host",
+        "http://host?key=1",
+        "http://host:80000",
+        "http://host:abc",
+        "http://[::1",
+    ],
+)
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(UserError, match=r"rollout\.url") as error:
         VLLMServer(url, timeout=1, retries=0, first_pause=1)
     assert "secret" not in str(error.value)
+
+
+def test_an_address_that_is_not_the_root(fake: FakeVLLM) -> None:
+    fake.faults["/version"] = [404]
+    with pytest.raises(UserError, match="not the root address of a vLLM server"):
+        client(fake).facts()
+
+
+@pytest.mark.parametrize("key", ["\u043a\u043b\u044e\u0447", "a\nb"])
+def test_a_key_that_cannot_stand_in_a_header(fake: FakeVLLM, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(UserError, match="VLLM_API_KEY: a key is made of ASCII") as error:
+        client(fake).facts()
+    assert key not in str(error.value)
 
 
 def test_responses_come_in_order_each_with_its_own_seed(fake: FakeVLLM) -> None:

@@ -159,3 +159,11 @@ def test_peak_memory_is_the_largest_over_ranks(monkeypatch: pytest.MonkeyPatch) 
 def test_peak_memory_is_the_kernels_figure() -> None:
     [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")]
     assert peak_memory(Ranks())["memory/peak"] == pytest.approx(int(line.split()[1]) / 1024, rel=0.02)
+
+
+def test_a_lone_world_size_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2, but .*: start with torchrun, or unset WORLD_SIZE"):
+        join("cpu")

@@ -312,6 +312,25 @@ def test_nothing_came_leaves_nothing_behind(library: Any, tmp_path: Path) -> Non
         raise UserError("x")
     assert [f.name for f in (tmp_path / "other").iterdir()] == ["mine"]
 
+    RunDirectory.open(config(tmp_path / "killed"), Ranks())  # before its first line
+    (tmp_path / "killed/notes.txt").write_text("mine")
+    (tmp_path / "killed/judge").mkdir()
+    before = sorted((tmp_path / "killed").rglob("*"))
+    run = RunDirectory.open(config(tmp_path / "killed"), Ranks(), resume=True)
+    with pytest.raises(UserError), run.undone_if_nothing_came():
+        raise UserError("x")
+    assert sorted((tmp_path / "killed").rglob("*")) == before
+
+
+def test_a_line_that_ends_within_a_letter_is_dropped_on_resume(tmp_path: Path) -> None:
+    run = RunDirectory.open(config(tmp_path / "run"), Ranks())
+    run.log({"iteration": 0, "text": "中"})
+    file = tmp_path / "run/metrics.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[: whole.index("中".encode()) + 2])
+    assert RunDirectory._cut(file, "iteration", 5) == 1
+    assert file.read_bytes() == whole and [line["text"] for line in run.read()] == ["中"]
+
 
 def test_options(tmp_path: Path) -> None:
     assert config(tmp_path, trackers="tensorboard").trackers == ["tensorboard"]
