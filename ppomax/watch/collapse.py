@@ -58,7 +58,8 @@ class CollapseWatch:
 
     A detector speaks when its sign has held for its patience, once a level; again after `MEMORY` iterations without it.
     The level ``collapse`` is reached by two kinds of warnings within `MEMORY` iterations, one of them about distance (of a
-    stream without KL: about reward), by a KL beyond the entropy of the start, or by a number that is not finite.
+    stream without KL: about reward), by a KL beyond the entropy of the start or on the way there
+    (`kl_doubling`), or by a number that is not finite.
     """
 
     def __init__(self) -> None:

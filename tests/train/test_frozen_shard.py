@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,12 +64,24 @@ def mistaken(folder: Path, rank: int) -> int:
     return 0
 
 
+def uneven(folder: Path, rank: int) -> int:
+    """One rank of three on two machines: two ranks here, and one there."""
+    os.environ |= {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2" if rank < 2 else "1"}
+    ranks = join("cpu")
+    with in_turn(ranks):
+        pass
+    (folder / f"together{rank}").write_text(str(ranks.collect([rank])), encoding="utf-8")
+    return 0
+
+
 def script(folder: Path) -> None:
     import torch._dynamo  # FSDP asks for it: once here, and not in every child
 
     torch.set_num_threads(1)
-    jobs = {name: functools.partial(job, folder) for name, job in (("scores", scores), ("mistaken", mistaken))}
-    codes = {name: run_ranks(job, 2, folder / f"{name}.log") for name, job in jobs.items()}
+    codes = {
+        job.__name__: run_ranks(functools.partial(job, folder), size, folder / f"{job.__name__}.log")
+        for job, size in ((scores, 2), (mistaken, 2), (uneven, 3))
+    }
     (folder / "results.json").write_text(json.dumps(codes), encoding="utf-8")
 
 
@@ -76,7 +89,9 @@ def script(folder: Path) -> None:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     codes = start_script(__file__, folder)
-    assert codes == {"scores": [0, 0], "mistaken": [0, 0]}, [log.read_text() for log in folder.glob("*.log")]
+    assert codes == {"scores": [0, 0], "mistaken": [0, 0], "uneven": [0, 0, 0]}, [
+        log.read_text() for log in folder.glob("*.log")
+    ]
     return folder
 
 
@@ -93,6 +108,10 @@ def test_layers_in_bf16_give_the_same_numbers(done: Path) -> None:
 def test_ranks_come_to_the_same_mistake_one_after_the_other(done: Path) -> None:
     assert (done / "order").read_text(encoding="utf-8") == "01"
     assert [(done / f"told{rank}").read_text(encoding="utf-8") for rank in (0, 1)] == ["no such model"] * 2
+
+
+def test_machines_may_have_different_numbers_of_ranks(done: Path) -> None:
+    assert {(done / f"together{rank}").read_text(encoding="utf-8") for rank in range(3)} == {"[0, 1, 2]"}
 
 
 if __name__ == "__main__":
